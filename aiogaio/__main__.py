@@ -1,0 +1,36 @@
+"""``python -m aiogaio``: run one command; its failure is one line, its end an exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from aiogaio import UnsupportedLoopError
+from aiogaio.cli import arguments
+from aiogaio.cli.failure import Failure
+
+INTERRUPTED = 128 + signal.SIGINT  # as shells count it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = arguments.parse(argv)
+    try:
+        status = command()
+        sys.stdout.flush()  # here, where a broken pipe is still caught
+        return status
+    except (Failure, UnsupportedLoopError) as error:
+        print(f"{arguments.PROGRAM}: {error}", file=sys.stderr)
+        return getattr(error, "status", 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more. The interpreter flushes at exit: give it something that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Attempts: the only ``recv``, ``recv_into``, ``send`` and ``accept`` calls of the package.
+
+Each function makes one non-blocking system call for one operation, writes down what came of it
+and returns whether the operation is done. They know nothing of queues, watchers or loops. The
+readiness bits of the record are kept here, since only an attempt can prove that there is nothing
+left: EAGAIN does, and on TCP a receive or send that was shorter than it could have been.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from aiogaio.errors import EndOfStreamError
+
+if TYPE_CHECKING:
+    from aiogaio.connection import Record
+    from aiogaio.operation import Read, ReadFull, ReadInto, Write
+
+#: Bytes that one attempt moves at most to or from a caller's buffer: about 0.1 ms of copying, so
+#: that a connection with 100 MiB to send leaves the others their turn.
+CHUNK: Final = 256 * 1024
+
+#: accept(2): errors of the connection that was to be accepted, to be treated like EAGAIN.
+_ARRIVAL_ERRORS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,  # a firewall's rule
+        errno.EPROTO,
+    }
+)
+
+#: The system lacks memory for now. No event tells when it has some again.
+SHORTAGE: Final = frozenset({errno.ENOBUFS, errno.ENOMEM})
+
+#: accept(2): the process or the system lacks something for now. The listener stays readable.
+ACCEPT_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE}) | SHORTAGE
+
+
+def receive(record: Record, operation: Read, room: int) -> bool:
+    """Receive up to ``room`` bytes as fresh ``bytes``."""
+    try:
+        data = record.recv(room)
+    except BlockingIOError:
+        record.readable = False
+        return False
+    except OSError as error:
+        record.latch(error)
+        operation.error = error
+        return True
+    size = len(data)
+    if size < room:
+        if size == 0 and _ends_with_zero(record):
+            operation.error = _end_of_stream(record)
+            return True
+        if record.short_is_empty:
+            record.readable = False
+    operation.data = data
+    operation.size = size
+    return True
+
+
+def receive_into(record: Record, operation: ReadInto) -> bool:
+    """Receive once into the caller's buffer."""
+    return _receive_part(record, operation) is not None
+
+
+def receive_full(record: Record, operation: ReadFull) -> bool:
+    """Receive behind what the caller's buffer holds already; done when it is full."""
+    return (
+        _receive_part(record, operation) is not None
+        and (operation.size == operation.length or operation.error is not None)
+    )
+
+
+def _receive_part(record: Record, operation: ReadInto) -> int | None:
+    """Receive once behind the ``size`` bytes already there; ``None`` if nothing has arrived."""
+    done = operation.size
+    room = min(operation.length - done, CHUNK)
+    try:
+        with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+            if octets.nbytes != operation.length:
+                raise BufferError(_RESIZED)
+            with octets[done : done + room] as part:
+                size = record.recv_into(part)
+    except BlockingIOError:
+        record.readable = False
+        return None
+    except OSError as error:
+        record.latch(error)
+        operation.error = error
+        return 0
+    except (BufferError, TypeError, ValueError) as error:  # resized, released or closed by its owner
+        operation.error = error
+        return 0
+    if size < room:
+        if size == 0 and _ends_with_zero(record):
+            operation.error = _end_of_stream(record)
+            return 0
+        if record.short_is_empty:
+            record.readable = False
+    operation.size = done + size
+    return size
+
+
+def try_send(record: Record, data: bytes) -> int:
+    """Send what the socket takes at once of ``data`` and return how much that was.
+
+    Raises :exc:`OSError` for all but EAGAIN.
+    """
+    try:
+        sent = record.send(data)
+    except BlockingIOError:
+        sent = 0
+    if sent < len(data):
+        record.writable = False
+    return sent
+
+
+def send(record: Record, operation: Write) -> bool:
+    """Send once of what is left of the caller's data; done when all of it is taken.
+
+    Raises :exc:`OSError` for all but EAGAIN.
+    """
+    done = operation.size - operation.skipped
+    room = min(operation.length - done, CHUNK)
+    try:
+        with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+            if octets.nbytes != operation.length:
+                raise BufferError(_RESIZED)
+            with octets[done : done + room] as part:
+                sent = record.send(part)
+    except BlockingIOError:
+        record.writable = False
+        return False
+    except (BufferError, TypeError, ValueError) as error:  # resized, released or closed by its owner
+        operation.error = error
+        return True
+    if sent < room:
+        record.writable = False
+    operation.size += sent
+    return done + sent == operation.length
+
+
+def accept(listener: Record) -> tuple[int, Any] | None:
+    """Accept one connection: its descriptor and its peer's address; ``None`` if there is none.
+
+    Raises :exc:`OSError` for what concerns the listener or the process.
+    """
+    while True:
+        try:
+            accepted: tuple[int, Any] = listener._accept()  # type: ignore[attr-defined]
+            return accepted
+        except BlockingIOError:
+            listener.readable = False
+            return None
+        except OSError as error:
+            if error.errno not in _ARRIVAL_ERRORS:
+                raise
+
+
+def _ends_with_zero(record: Record) -> bool:
+    """Whether a receive of zero bytes is the end: an empty datagram is not."""
+    return record.type in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+
+
+def _end_of_stream(record: Record) -> Exception:
+    latched = record.latched
+    if latched is not None:
+        return type(latched)(*latched.args)
+    return EndOfStreamError("the peer ended its side of the connection")
+
+
+_RESIZED: Final = "the buffer was resized while the operation was pending"

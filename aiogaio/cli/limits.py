@@ -1,0 +1,54 @@
+"""The limit on open files, which is the limit on connections."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from aiogaio.cli.failure import Failure
+
+RESERVED = 64  # for what a process has open beside its connections
+
+
+def open_files() -> tuple[int | None, int | None]:
+    """The soft and the hard limit; ``None`` where there is none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _finite(soft), _finite(hard)
+
+
+def room(limit: int | None) -> int | None:
+    """How many connections one process may hold under that limit."""
+    return None if limit is None else max(0, limit - RESERVED)
+
+
+def raise_open_files() -> None:
+    """Lift the soft limit to the hard one, as any process may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # some systems cap it below a hard limit of "unlimited": the soft one stays
+
+
+def require_connections(count: int) -> None:
+    """
+    :raises Failure: even the raised limit has no room for so many connections.
+    """
+    raise_open_files()
+    limit, _ = open_files()
+    available = room(limit)
+    if available is not None and count > available:
+        raise Failure(
+            f"--connections {count} does not fit into this process's limit of {limit} open files: "
+            f"use --connections {available} or less, or raise the hard limit (ulimit -Hn, as root)",
+            status=2,
+        )
+
+
+def cores() -> list[int]:
+    """The cores this process may run on; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _finite(limit: int) -> int | None:
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -1,0 +1,277 @@
+"""Connection: one delegated descriptor. The handle that programs hold, and the record behind it.
+
+Two objects, since two sides hold them. The program holds the :class:`Connection`; when it lets go
+of it and nothing is pending, the connection is closed. The watcher holds the :class:`Record`:
+the socket itself, its two queues of pending requests, its readiness and its latched error.
+Pending operations hold the handle, so a connection with a request under way is never collected.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import socket
+import warnings
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+    from aiogaio.operation import Operation
+    from aiogaio.watcher import Watcher
+
+#: What ends a stream for good without an end in order. Not EPIPE: a send gets it after a FIN too.
+_STREAM_ERRORS = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class Record(_socket.socket):
+    """The watcher's side of a connection: a socket with state.
+
+    It derives from the C socket: one object less for each connection, and no bound method between
+    an attempt and its system call. A queue is a chain through its operations, since most
+    connections have at most one request pending for a direction and an empty ``deque`` alone
+    takes 624 bytes.
+    """
+
+    __slots__ = (
+        "in_backlog",
+        "latched",
+        "listening",
+        "open",
+        "read_paused",
+        "read_watched",
+        "readable",
+        "reads",
+        "reads_tail",
+        "short_is_empty",
+        "torn",
+        "writable",
+        "write_watched",
+        "writes",
+        "writes_tail",
+    )
+
+    reads: Operation | None
+    reads_tail: Operation | None
+    writes: Operation | None
+    writes_tail: Operation | None
+
+    def __init__(self, family: int, kind: int, proto: int, fd: int, *, listening: bool) -> None:
+        super().__init__(family, kind, proto, fd)
+        self.open = True
+        self.listening = listening
+        self.reads = self.reads_tail = None
+        self.writes = self.writes_tail = None
+        # Readiness: false only after an attempt has proven it, true again with the next event.
+        self.readable = True
+        self.writable = True
+        # A receive that is shorter than the room has emptied a TCP socket (epoll(7), question 9).
+        # Not a Unix socket: it stops at passed descriptors. Not after an event that tells of the
+        # end, an error or urgent data either: the next receive would find the end or stops at the
+        # mark, and no further edge tells of it.
+        self.short_is_empty = (
+            kind == socket.SOCK_STREAM
+            and family in (socket.AF_INET, socket.AF_INET6)
+            and proto in (0, socket.IPPROTO_TCP)
+        )
+        # Whether the poller reports this direction.
+        self.read_watched = False
+        self.write_watched = False
+        # A multishot request that may not take more for now, though the socket is readable.
+        self.read_paused = False
+        # It waits in the watcher's backlog to go on without an event.
+        self.in_backlog = False
+        # The error that ended the stream, whichever call it was that the system told.
+        self.latched: OSError | None = None
+        # The error of a write that was cut in the middle, until its result has been handed over.
+        self.torn: Exception | None = None
+
+    def latch(self, error: OSError) -> None:
+        """Keep the error that ended the stream: the system tells it once, to any call that asks.
+
+        Without it a receive after a send that failed would see a clean end.
+        """
+        if self.latched is None and error.errno in _STREAM_ERRORS:
+            self.latched = error
+
+    # The tails are set only while a queue holds two operations or more.
+
+    def append_read(self, operation: Operation) -> None:
+        last = self.reads_tail or self.reads
+        if last is None:
+            self.reads = operation
+        else:
+            _link(last, operation)
+            self.reads_tail = operation
+
+    def append_write(self, operation: Operation) -> None:
+        last = self.writes_tail or self.writes
+        if last is None:
+            self.writes = operation
+        else:
+            _link(last, operation)
+            self.writes_tail = operation
+
+    def prepend_write(self, operation: Operation) -> None:
+        first = self.writes
+        self.writes = operation
+        if first is not None:
+            _link(operation, first)
+            self.writes_tail = self.writes_tail or first
+
+    def remove_read(self, operation: Operation) -> None:
+        if operation is self.reads:
+            self.reads = operation._next
+            self.read_paused = False
+        if operation is self.reads_tail:
+            self.reads_tail = operation._previous
+        if self.reads_tail is self.reads:
+            self.reads_tail = None
+        _unlink(operation)
+
+    def remove_write(self, operation: Operation) -> None:
+        if operation is self.writes:
+            self.writes = operation._next
+        if operation is self.writes_tail:
+            self.writes_tail = operation._previous
+        if self.writes_tail is self.writes:
+            self.writes_tail = None
+        _unlink(operation)
+
+
+def _link(last: Operation, operation: Operation) -> None:
+    last._next = operation
+    operation._previous = last
+
+
+def _unlink(operation: Operation) -> None:
+    following, previous = operation._next, operation._previous
+    if following is not None:
+        following._previous = previous
+    if previous is not None:
+        previous._next = following
+    operation._next = operation._previous = None
+
+
+class Connection:
+    """A delegated descriptor, and the handle for all requests on it.
+
+    It has no ``recv`` or ``send``: the watcher alone reads and writes. Made by
+    :meth:`aiogaio.Watcher.delegate`, by a request on a socket, or by an accept; never directly.
+
+    ``context`` is free for the program's own state of this connection.
+    """
+
+    __slots__ = ("__weakref__", "_record", "_watcher", "context")
+
+    context: Any
+
+    def __init__(self, watcher: Watcher, record: Record) -> None:
+        self._watcher = watcher
+        self._record = record
+        self.context = None
+
+    @property
+    def watcher(self) -> Watcher:
+        """The watcher that owns the descriptor."""
+        return self._watcher
+
+    @property
+    def closed(self) -> bool:
+        """True once the connection was freed, or its watcher closed."""
+        return not self._record.open
+
+    @property
+    def family(self) -> socket.AddressFamily | int:
+        """The address family, as ``socket.socket.family``."""
+        family = self._record.family
+        try:
+            return socket.AddressFamily(family)
+        except ValueError:
+            return family
+
+    @property
+    def type(self) -> socket.SocketKind | int:
+        """The socket's type, as ``socket.socket.type``."""
+        kind = self._record.type
+        try:
+            return socket.SocketKind(kind)
+        except ValueError:
+            return kind
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address (getpeername(2)), ``None`` if it is not connected or closed."""
+        try:
+            return self._record.getpeername()
+        except OSError:
+            return None
+
+    @property
+    def sockname(self) -> Any:
+        """The own address (getsockname(2)), ``None`` once closed."""
+        try:
+            return self._record.getsockname()
+        except OSError:
+            return None
+
+    def fileno(self) -> int:
+        """The descriptor's number, -1 once closed. Reading or writing it is the watcher's alone."""
+        return self._record.fileno()
+
+    @overload
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes: ...
+    def getsockopt(self, level: int, option: int, length: int = 0, /) -> int | bytes:
+        """As ``socket.socket.getsockopt``; raises :exc:`OSError` once closed.
+
+        Looking at ``SO_ERROR`` takes the error from the system (socket(7)): it is kept for the
+        next read, which reports it.
+        """
+        if length:
+            return self._record.getsockopt(level, option, length)
+        value = self._record.getsockopt(level, option)
+        if level == socket.SOL_SOCKET and option == socket.SO_ERROR and value:
+            self._record.latch(OSError(value, os.strerror(value)))
+        return value
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: int | ReadableBuffer, /) -> None: ...
+    @overload
+    def setsockopt(self, level: int, option: int, value: None, length: int, /) -> None: ...
+    def setsockopt(self, *arguments: Any) -> None:
+        """As ``socket.socket.setsockopt``; raises :exc:`OSError` once closed."""
+        self._record.setsockopt(*arguments)
+
+    def close(self) -> None:
+        """Close the connection now, as :meth:`aiogaio.Watcher.free`; idempotent."""
+        self._watcher._free(self._record)
+
+    def __repr__(self) -> str:
+        record = self._record
+        if not record.open:
+            return "<Connection closed>"
+        kind = "listener" if record.listening else "connection"
+        return f"<Connection {kind} fd={record.fileno()} at {self.sockname} peer={self.peername}>"
+
+    def __del__(self) -> None:
+        # Runs in whichever thread lets go of it, and after the loop is closed, too. An instance
+        # whose construction failed has no record.
+        record = getattr(self, "_record", None)
+        if record is not None and record.open:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._watcher._release_orphan(record)

@@ -1,0 +1,82 @@
+"""Delegation: take a socket over, so that the watcher alone owns its descriptor."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from aiogaio.connection import Record
+from aiogaio.errors import UnsupportedConnectionError
+
+_SERVED = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW)
+
+
+def check_supported(sock: object) -> socket.socket:
+    """Return ``sock`` if it can be delegated; else raise :exc:`UnsupportedConnectionError`."""
+    if not isinstance(sock, socket.socket):
+        if hasattr(sock, "get_extra_info") or type(sock).__name__ == "TransportSocket":
+            hint = "it belongs to an asyncio transport, which goes on reading it"
+        else:
+            hint = "pass a Connection or a socket.socket"
+        raise UnsupportedConnectionError(f"cannot delegate {_name(sock)}: {hint}")
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(sock, ssl.SSLSocket):
+        raise UnsupportedConnectionError(
+            "cannot delegate an SSLSocket: its bytes are not the application's; "
+            "use ssl.MemoryBIO over a plain connection"
+        )
+    if sock.fileno() < 0:
+        raise UnsupportedConnectionError(
+            "cannot delegate a socket that is closed, detached, or was delegated elsewhere; "
+            "pass an open one"
+        )
+    if sock.type not in _SERVED:
+        raise UnsupportedConnectionError(f"cannot delegate a socket of type {sock.type!r}")
+    return sock
+
+
+def take_over(sock: socket.socket) -> Record:
+    """Make a record of the descriptor of ``sock``, which still has it, too: see :func:`spend`."""
+    kind, listening = sock.type, False
+    if kind == socket.SOCK_STREAM:
+        listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    record = Record(sock.family, kind, sock.proto, sock.fileno(), listening=listening)
+    _prepare(record)
+    return record
+
+
+def spend(sock: socket.socket) -> None:
+    """Part ``sock`` from its descriptor: from here on it belongs to the record alone."""
+    sock.detach()
+
+
+def give_back(sock: socket.socket, record: Record) -> None:
+    """Undo :func:`take_over`: ``sock`` is what it was."""
+    record.open = False
+    record.detach()
+    sock.settimeout(sock.gettimeout())  # blocking again, if it was
+
+
+def take_accepted(fd: int, listener: Record) -> Record:
+    """Make a record of a descriptor that ``listener`` has accepted; on failure it is closed."""
+    try:
+        record = Record(listener.family, listener.type, listener.proto, fd, listening=False)
+    except OSError:
+        socket.close(fd)
+        raise
+    _prepare(record)
+    return record
+
+
+def _prepare(record: Record) -> None:
+    """Non-blocking, and without Nagle's delay, as asyncio and uvloop do."""
+    record.setblocking(False)
+    if record.short_is_empty and not record.listening:
+        try:
+            record.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:  # the peer has reset it already: the first read will tell
+            pass
+
+
+def _name(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__!r} object"

@@ -1,0 +1,68 @@
+"""What a poller offers, and what it needs of the watcher that it works for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from aiogaio.completions import Signal
+    from aiogaio.connection import Record
+
+# The bits of epoll(7), written out since select.EPOLLIN exists on Linux only.
+READABLE: Final = 0x001
+URGENT: Final = 0x002
+WRITABLE: Final = 0x004
+ERROR: Final = 0x008
+HANGUP: Final = 0x010
+PEER_HANGUP: Final = 0x2000
+
+#: Bits after which a short receive proves nothing: see ``Record.short_is_empty``.
+UNCERTAIN: Final = URGENT | ERROR | HANGUP | PEER_HANGUP
+#: Bits after which a receive, or a send, has something to find.
+FOR_READS: Final = READABLE | UNCERTAIN
+FOR_WRITES: Final = WRITABLE | ERROR | HANGUP
+
+
+class Target(Protocol):
+    """The watcher, as its poller sees it. A poller and the loop hold it weakly."""
+
+    signal: Signal
+
+    def turn(self) -> None:
+        """Some descriptor is ready: look which (``poll``) and make the attempts."""
+
+    def handle(self, record: Record, events: int) -> None:
+        """This descriptor is ready: make the attempts."""
+
+
+class Poller(Protocol):
+    """Readiness of many descriptors. Sets ``read_watched``/``write_watched`` of the records."""
+
+    name: str
+
+    def register(self, record: Record) -> None:
+        """Begin to serve a descriptor that is not registered. Raises :exc:`OSError`."""
+
+    def unregister(self, record: Record) -> bool:
+        """Stop serving it, before it is closed; returns as :meth:`holds`."""
+
+    def holds(self, record: Record) -> bool:
+        """Whether the number still means the descriptor that was registered.
+
+        It does not if hostile code has closed it: then the number may be anybody's.
+        """
+
+    def watch_reads(self, record: Record) -> None:
+        """Report when it becomes readable, if that is not being done."""
+
+    def watch_writes(self, record: Record) -> None:
+        """Report when it becomes writable, if that is not being done."""
+
+    def poll(self) -> list[tuple[int, int]]:
+        """What is ready at this moment, as ``(descriptor, events)``. Does not wait."""
+
+    def close(self) -> None:
+        """Unregister from the loop and close what is the poller's own."""
+
+    def abandon(self) -> None:
+        """As :meth:`close` in the child of a fork: leave alone what the parent shares."""

@@ -1,0 +1,175 @@
+"""The loop poller: ``add_reader`` and ``add_writer`` of the loop, for each descriptor.
+
+Level-triggered, and each change of interest is a system call. So a reader stays armed as long as
+its events find a read to serve, and is taken out when one does not; a writer is armed only while
+a write waits. Nothing is registered for a connection on which nothing is pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING
+
+from aiogaio.pollers.base import READABLE, WRITABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiogaio.completions import Signal
+    from aiogaio.connection import Record
+    from aiogaio.pollers.base import Target
+
+
+class _Interest:
+    """One direction of one descriptor, as the loop watches it."""
+
+    __slots__ = ("armed", "events", "record")
+
+    def __init__(self, record: Record, events: int) -> None:
+        self.record = record
+        self.events = events
+        self.armed = True
+
+
+class _Callback:
+    """What the loop holds: the poller weakly, and whoever awaits the watcher (see ``Signal``).
+
+    libuv stops watching a descriptor after EPOLLERR, and uvloop says nothing of it but lets go
+    of the callback. A connected UDP socket with one ECONNREFUSED would be deaf from then on, so
+    a callback that is let go while its interest is armed asks for a new one.
+    """
+
+    __slots__ = ("_interest", "_poller", "_signal")
+
+    def __init__(self, poller: LoopPoller, interest: _Interest) -> None:
+        self._poller = weakref.ref(poller)
+        self._interest = interest
+        self._signal: Signal = poller.signal
+
+    def __call__(self) -> None:
+        poller = self._poller()
+        if poller is not None:
+            poller.ready(self._interest)
+
+    def __del__(self) -> None:
+        poller = self._poller()
+        if poller is not None and self._interest.armed:
+            poller.lost(self._interest)
+
+
+class LoopPoller:
+    """Readiness by the loop itself."""
+
+    name = "loop"
+
+    __slots__ = ("__weakref__", "_inodes", "_loop", "_readers", "_target", "_writers", "signal")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
+        self._loop = loop
+        self._target = weakref.ref(target)
+        self.signal = target.signal
+        self._readers: dict[int, _Interest] = {}
+        self._writers: dict[int, _Interest] = {}
+        self._inodes: dict[int, int] = {}  # tells a descriptor from another of the same number
+        ours, other = socket.socketpair()
+        try:  # a loop that cannot do it says so here, and not at the first request
+            loop.add_reader(ours.fileno(), int)
+            loop.remove_reader(ours.fileno())
+        finally:
+            ours.close()
+            other.close()
+
+    def register(self, record: Record) -> None:
+        fd = record.fileno()
+        self._inodes[fd] = os.fstat(fd).st_ino
+
+    def unregister(self, record: Record) -> bool:
+        fd = record.fileno()
+        self._remove(fd, self._readers, self._loop.remove_reader)
+        self._remove(fd, self._writers, self._loop.remove_writer)
+        record.read_watched = record.write_watched = False
+        ours = self.holds(record)
+        self._inodes.pop(fd, None)
+        return ours
+
+    def holds(self, record: Record) -> bool:
+        fd = record.fileno()
+        try:
+            return os.fstat(fd).st_ino == self._inodes.get(fd)
+        except OSError:
+            return False
+
+    def watch_reads(self, record: Record) -> None:
+        self._readers[record.fileno()] = interest = _Interest(record, READABLE)
+        self._loop.add_reader(record.fileno(), _Callback(self, interest))
+        record.read_watched = True
+
+    def watch_writes(self, record: Record) -> None:
+        self._writers[record.fileno()] = interest = _Interest(record, WRITABLE)
+        self._loop.add_writer(record.fileno(), _Callback(self, interest))
+        record.write_watched = True
+
+    def poll(self) -> list[tuple[int, int]]:
+        """Nothing: the loop itself calls."""
+        return []
+
+    def ready(self, interest: _Interest) -> None:
+        """The loop says that a descriptor is ready."""
+        target, record = self._target(), interest.record
+        if target is None or not interest.armed:
+            return
+        if interest.events == READABLE:
+            if record.reads is None or record.read_paused:
+                record.readable = True
+                record.read_watched = False
+                self._remove(record.fileno(), self._readers, self._loop.remove_reader)
+            else:
+                target.handle(record, READABLE)
+            return
+        target.handle(record, WRITABLE)
+        if record.writes is None and record.write_watched:
+            record.write_watched = False
+            self._remove(record.fileno(), self._writers, self._loop.remove_writer)
+
+    def lost(self, interest: _Interest) -> None:
+        """The loop has dropped a callback that it was not told to drop. Called from a finalizer."""
+        try:
+            self._loop.call_soon_threadsafe(self._renew, interest)
+        except RuntimeError:  # the loop is closed
+            interest.armed = False
+
+    def _renew(self, lost: _Interest) -> None:
+        """Register the descriptor with the loop once more, both directions of it."""
+        if not lost.armed:
+            return
+        fd = lost.record.fileno()
+        self._loop.remove_reader(fd)
+        self._loop.remove_writer(fd)
+        for interests, watch in (
+            (self._readers, self.watch_reads),
+            (self._writers, self.watch_writes),
+        ):
+            interest = interests.pop(fd, None)
+            if interest is not None:
+                interest.armed = False
+                watch(interest.record)
+
+    def _remove(
+        self, fd: int, interests: dict[int, _Interest], remove: Callable[[int], object]
+    ) -> None:
+        interest = interests.pop(fd, None)
+        if interest is not None:
+            interest.armed = False
+            if not self._loop.is_closed():
+                remove(fd)
+
+    def close(self) -> None:
+        """Nothing of its own is open: the connections are unregistered one by one."""
+
+    def abandon(self) -> None:
+        for interests in (self._readers, self._writers):
+            for interest in interests.values():
+                interest.armed = False

@@ -1,0 +1,771 @@
+"""Proactor: the machine behind a watcher. Readiness goes in, completed operations come out.
+
+It owns the records of all connections, lets the poller say which are ready, makes the attempts
+that their queues ask for, keeps deadlines, and puts what has completed into the queue of
+completions. It has no public name and checks no argument: :mod:`aiogaio.watcher` does, above it.
+
+One read and one write, on the way that nearly all of them take (epoll poller):
+
+- a request finds its queue empty; a write is sent at once, a read that the readiness bit says is
+  not there yet is put into the record. No look-up, one object: the operation.
+- a turn takes up to ``batch_size`` events in one ``epoll_wait``; each finds its record by one
+  index into a list, receives once, and appends the operation to the ready list.
+- the consumer gets that list. System calls for a round trip: one recv, one send, and a share of
+  one epoll_wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from aiogaio import attempts
+from aiogaio.completions import Completions, Signal
+from aiogaio.connection import Connection, Record
+from aiogaio.deadlines import Deadlines
+from aiogaio.delegation import take_accepted
+from aiogaio.errors import (
+    ConnectionFreedError,
+    DeadlineExceededError,
+    OperationCancelledError,
+    UnsupportedConnectionError,
+    UnsupportedLoopError,
+    WatcherClosedError,
+)
+from aiogaio.operation import (
+    Accept,
+    MultishotAccept,
+    MultishotRead,
+    Operation,
+    Read,
+    ReadFull,
+    ReadInto,
+    Write,
+)
+from aiogaio.pollers import open_poller
+from aiogaio.pollers.base import FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Attempts that one connection and direction gets in a turn, before the others have theirs.
+_ATTEMPTS: Final = 8
+#: Connections that an armed accept takes in one attempt.
+_ACCEPTS: Final = 16
+#: Bytes to move in one turn: about 2 ms. What is ready beyond it waits for the next turn.
+_TURN_BYTES: Final = 4 * 1024 * 1024
+#: Seconds of expiring deadlines in one go.
+_EXPIRY_SLICE: Final = 0.003
+#: Seconds until a send that met a shortage of memory is tried again, and an accept.
+_SEND_REST: Final = 0.01
+_ACCEPT_REST: Final = 0.25
+
+
+class Proactor:
+    """All of a watcher but its public calls."""
+
+    __slots__ = (
+        "__weakref__",
+        "_backlog",
+        "_batch_size",
+        "_batches",
+        "_buffer_size",
+        "_bytes_read",
+        "_bytes_written",
+        "_clock",
+        "_closed",
+        "_collected",
+        "_completions",
+        "_deadlines",
+        "_deliver",
+        "_inbox",
+        "_lock",
+        "_loop",
+        "_paused",
+        "_poller",
+        "_ready",
+        "_records",
+        "_shots",
+        "_silent",
+        "_submitted",
+        "_thread",
+        "_timer",
+        "_torn",
+        "_turn_scheduled",
+        "_write_limit",
+        "signal",
+    )
+
+    def __init__(self, *, buffer_size: int, poller: str, batch_size: int) -> None:
+        self._closed = True  # until it is made: a finalizer may find a half-made one
+        try:
+            self._loop = loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise UnsupportedLoopError(
+                "a Watcher is bound to the running event loop and there is none: "
+                "create it inside a coroutine, for example under asyncio.run(main())"
+            ) from error
+        self._thread = threading.get_native_id()
+        self._clock = _clock_of(loop)
+        self._buffer_size = buffer_size
+        self._batch_size = batch_size
+
+        self._completions = Completions(loop)
+        self.signal: Signal = self._completions.signal
+        self._ready = self._completions.ready
+        self._deliver = self._ready.append
+
+        self._records: list[Record | None] = []  # by descriptor; numbers are small and dense
+        self._deadlines = Deadlines()
+        self._timer: tuple[float, asyncio.TimerHandle] | None = None
+
+        # Records that can go on without an event, and whether the loop will come for them.
+        self._backlog: deque[Record] = deque()
+        self._turn_scheduled = False
+        # Records whose multishot request waits for the consumer.
+        self._paused: list[Record] = []
+        # Torn writes whose results have not been handed over.
+        self._torn: list[tuple[Operation, Record]] = []
+        # What other threads have asked for, and the lock that orders them against close().
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._lock = threading.RLock()  # reentrant: a finalizer may need it, too
+
+        self._submitted = self._collected = self._silent = self._shots = self._batches = 0
+        self._bytes_read = self._bytes_written = 0
+        # Bytes after which writes are queued instead of sent at the call, until the loop has run.
+        self._write_limit = _TURN_BYTES
+
+        self._poller = open_poller(poller, loop, self, batch_size)
+        self._closed = False
+        _proactors.add(self)
+
+    # --- Turns ---------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """The loop says that something is ready."""
+        if not self._closed:
+            self._look()
+            if self._ready:
+                self.signal.wake()
+
+    def handle(self, record: Record, events: int) -> None:
+        """The loop says that this descriptor is ready (loop poller)."""
+        self._write_limit = self._bytes_written + _TURN_BYTES
+        if events & READABLE:
+            record.readable = True
+            self._advance_reads(record)
+        else:
+            record.writable = True
+            self._advance_writes(record)
+        if self._ready:
+            self.signal.wake()
+        if self._backlog:
+            self._schedule_turn()
+
+    def _look(self) -> bool:
+        """One turn: take what is ready and make the attempts. False once closed.
+
+        The loop over the events is the hot path: the common case, one plain read, is written out
+        in it, which saves a call for each message.
+        """
+        if self._closed:
+            return False
+        bytes_read = self._bytes_read
+        read_limit = bytes_read + _TURN_BYTES
+        self._write_limit = write_limit = self._bytes_written + _TURN_BYTES
+        records, deliver, room = self._records, self._deliver, self._buffer_size
+        receive = attempts.receive
+        events = self._poller.poll()
+        if self._backlog:
+            self._serve_backlog(read_limit, write_limit)
+        for fd, bits in events:
+            record = records[fd]
+            if record is None:  # freed since the event was taken
+                continue
+            if bits & UNCERTAIN:
+                record.short_is_empty = False
+            if bits & FOR_READS:
+                record.readable = True
+                operation = record.reads
+                if operation is not None:
+                    if self._bytes_read >= read_limit:
+                        self._put_off(record)
+                    elif type(operation) is Read and operation._next is None:
+                        if receive(record, operation, room):
+                            record.reads = None
+                            operation.completed = True
+                            self._bytes_read += operation.size
+                            if operation._timer is not None:
+                                self._deadlines.discard(operation)
+                            deliver(operation)
+                    else:
+                        self._advance_reads(record)
+            if bits & FOR_WRITES:
+                record.writable = True
+                if record.writes is not None:
+                    if self._bytes_written >= write_limit:
+                        self._put_off(record)
+                    else:
+                        self._advance_writes(record)
+        if self._backlog:
+            self._schedule_turn()
+        return True
+
+    def _serve_backlog(self, read_limit: int, write_limit: int) -> None:
+        """Let each connection that can go on do so once, as far as this turn's bytes reach."""
+        backlog = self._backlog
+        for _ in range(min(len(backlog), self._batch_size)):
+            record = backlog.popleft()
+            record.in_backlog = False
+            if self._bytes_read >= read_limit or self._bytes_written >= write_limit:
+                self._put_off(record)
+                continue
+            if record.reads is not None and record.readable:
+                self._advance_reads(record)
+            if record.writes is not None and record.writable:
+                self._advance_writes(record)
+
+    def _put_off(self, record: Record) -> None:
+        """Go on with this connection in a later turn, though no event will tell."""
+        if not record.in_backlog and record.open:
+            record.in_backlog = True
+            self._backlog.append(record)
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._loop.is_closed():
+            self._turn_scheduled = True
+            self._loop.call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self.turn()
+
+    # --- Reads ---------------------------------------------------------------------------------
+
+    def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
+        """Accept a read or an accept: attempt it if nothing is before it, else queue it."""
+        self._submitted += 1
+        if not self._admit(record, operation):
+            return
+        first = record.reads is None
+        overdue = due is not None and due <= self._loop.time()
+        record.append_read(operation)
+        if first and (record.readable or overdue):
+            record.readable = True
+            self._advance_reads(record)
+        if not operation.completed:
+            if overdue:
+                self._expire(operation)
+            else:
+                if due is not None:
+                    self._add_deadline(operation, due)
+                if not record.read_watched and not record.read_paused:
+                    self._watch_reads(record)
+        self._after_submission()
+
+    def _advance_reads(self, record: Record) -> None:
+        """Attempt the pending reads in their order, until one has to wait."""
+        for _ in range(_ATTEMPTS):
+            operation = record.reads
+            if operation is None or not record.readable or record.read_paused:
+                break
+            before = operation.size
+            if isinstance(operation, MultishotRead):
+                done = self._receive_shot(record, operation)
+            elif isinstance(operation, Read):
+                done = attempts.receive(record, operation, self._buffer_size)
+            elif isinstance(operation, ReadFull):
+                done = attempts.receive_full(record, operation)
+            elif isinstance(operation, ReadInto):
+                done = attempts.receive_into(record, operation)
+            else:
+                assert isinstance(operation, Accept)
+                done = self._accept(record, operation)
+            self._bytes_read += operation.size - before
+            if done:
+                record.remove_read(operation)
+                self._finish(operation)
+        if record.reads is None or record.read_paused:
+            return
+        if record.readable:
+            self._put_off(record)
+        elif not record.read_watched:
+            self._watch_reads(record)
+
+    def _receive_shot(self, record: Record, armed: MultishotRead) -> bool:
+        """Receive once for an armed read and deliver it; true if that was the end."""
+        if self._pause(record):
+            return False
+        shot = Read(armed.conn, armed.context)
+        if not attempts.receive(record, shot, self._buffer_size):
+            return False
+        if shot.error is not None:
+            armed.error = shot.error
+            return True
+        self._bytes_read += shot.size
+        self._deliver_shot(shot, armed)
+        return False
+
+    def _accept(self, record: Record, operation: Accept) -> bool:
+        """Accept what is waiting: one connection, or many for an armed accept."""
+        armed = operation if isinstance(operation, MultishotAccept) else None
+        for _ in range(_ACCEPTS):
+            if armed is not None and self._pause(record):
+                return False
+            shot = operation if armed is None else Accept(operation.conn, operation.context)
+            try:
+                accepted = attempts.accept(record)
+                if accepted is None:
+                    return False
+                fd, shot.address = accepted
+                shot.accepted = self._enrol_accepted(take_accepted(fd, record))
+            except OSError as error:
+                shot.error = error
+                if armed is not None and error.errno not in attempts.ACCEPT_SHORTAGE:
+                    armed.error = error
+                    return True
+            if armed is None:
+                return True
+            self._deliver_shot(shot, armed)
+            if shot.error is not None:  # the system is short of something: let it rest
+                record.read_paused = True
+                self._loop.call_later(_ACCEPT_REST, self._resume, record)
+                return False
+        return False
+
+    def _deliver_shot(self, shot: Operation, armed: MultishotRead | MultishotAccept) -> None:
+        """Deliver one completion of a request that stays armed; its silence begins anew."""
+        shot.more = shot.completed = True
+        self._shots += 1
+        if armed.silence is not None:
+            armed.due = self._clock() + armed.silence
+        self._deliver(shot)
+
+    def _pause(self, record: Record) -> bool:
+        """Whether an armed request may take nothing, since the consumer has enough to collect."""
+        if len(self._ready) < self._batch_size:
+            return False
+        record.read_paused = True
+        self._paused.append(record)
+        return True
+
+    def _resume(self, record: Record) -> None:
+        """Let an armed request take again."""
+        record.read_paused = False
+        if record.open and record.reads is not None:
+            self._put_off(record)
+            self._schedule_turn()
+
+    def _watch_reads(self, record: Record) -> None:
+        """Have the poller report the descriptor; if it cannot, no pending read can complete."""
+        try:
+            self._poller.watch_reads(record)
+        except (OSError, RuntimeError, ValueError) as error:
+            for operation in _chain(record.reads):
+                record.remove_read(operation)
+                self._finish(operation, error)
+            self.signal.wake()
+
+    # --- Writes --------------------------------------------------------------------------------
+
+    def _submit_write(self, record: Record, operation: Write, due: float | None) -> None:
+        """Accept a write: send at once if nothing is before it, else queue it."""
+        self._submitted += 1
+        if not self._admit(record, operation):
+            return
+        if record.torn is not None:
+            self._finish(operation, _behind_torn(record.torn))
+            self._after_submission()
+            return
+        first = record.writes is None
+        overdue = due is not None and due <= self._loop.time()
+        record.append_write(operation)
+        if first and (record.writable or overdue):
+            record.writable = True
+            if self._bytes_written < self._write_limit or overdue:
+                self._advance_writes(record)
+            else:
+                self._put_off(record)
+        if not operation.completed:
+            if overdue:
+                self._expire(operation)
+            else:
+                if operation.silent:
+                    _keep_rest(operation)
+                if due is not None:
+                    self._add_deadline(operation, due)
+                if not record.write_watched and not record.writable:
+                    self._watch_writes(record)
+        self._after_submission()
+
+    def _advance_writes(self, record: Record) -> None:
+        """Attempt the pending writes in their order, until one has to wait."""
+        for _ in range(_ATTEMPTS):
+            operation = record.writes
+            if operation is None or not record.writable:
+                break
+            assert isinstance(operation, Write)
+            before = operation.size
+            try:
+                done = attempts.send(record, operation)
+            except OSError as error:
+                record.remove_write(operation)
+                self._send_failed(record, operation, error)
+                continue
+            self._bytes_written += operation.size - before
+            if done:
+                record.remove_write(operation)
+                self._finish_write(record, operation, operation.error)
+        if record.writes is None:
+            return
+        if record.writable:
+            self._put_off(record)
+        elif not record.write_watched:
+            self._watch_writes(record)
+
+    def _watch_writes(self, record: Record) -> None:
+        try:
+            self._poller.watch_writes(record)
+        except (OSError, RuntimeError, ValueError) as error:
+            for operation in _chain(record.writes):
+                record.remove_write(operation)
+                self._finish_write(record, operation, error)
+            self.signal.wake()
+
+    def _send_failed(self, record: Record, operation: Write, error: OSError) -> None:
+        """Complete a write whose attempt failed; or let it wait, if the system is only short."""
+        record.latch(error)
+        if error.errno not in attempts.SHORTAGE:
+            self._finish_write(record, operation, error)
+            self._after_submission()
+            return
+        # No event will tell when the system has memory again. The write goes back to its place.
+        record.writable = False
+        record.prepend_write(operation)
+        if operation.silent and not operation.skipped:
+            _keep_rest(operation)
+        self._loop.call_later(_SEND_REST, self._retry_writes, record)
+
+    def _retry_writes(self, record: Record) -> None:
+        if record.open and record.writes is not None:
+            record.writable = True
+            self._put_off(record)
+            self._schedule_turn()
+
+    def _finish_write(self, record: Record, operation: Operation, error: Exception | None) -> None:
+        """Complete a write that was taken out of its queue.
+
+        If it was cut after a part of it was sent, what stands behind it must not follow on the
+        wire: it is cancelled too, and so is all that comes before the program knows.
+        """
+        if error is None and isinstance(operation, Write) and operation.silent:
+            operation.completed = True
+            self._silent += 1
+            self._deadlines.discard(operation)
+            return
+        self._finish(operation, error)
+        if error is not None and operation.size:
+            record.torn = error
+            self._torn.append((operation, record))
+            while (follower := record.writes) is not None:
+                record.remove_write(follower)
+                self._finish(follower, _behind_torn(error))
+
+    # --- Completions ---------------------------------------------------------------------------
+
+    def _finish(self, operation: Operation, error: Exception | None = None) -> None:
+        """Complete an operation that is in no queue any more, and deliver it."""
+        if error is not None:
+            operation.error = error
+        operation.completed = True
+        if operation._timer is not None:
+            self._deadlines.discard(operation)
+        self._deliver(operation)
+
+    def _cancel(self, operation: Operation) -> bool:
+        if operation.completed:
+            return False
+        self._withdraw(operation, OperationCancelledError("the operation was cancelled"))
+        self.signal.wake()
+        return True
+
+    def _withdraw(self, operation: Operation, error: Exception) -> None:
+        """Complete a pending operation, wherever it stands in its queue."""
+        record = operation.conn._record
+        if isinstance(operation, Write):
+            record.remove_write(operation)
+            self._finish_write(record, operation, error)
+        else:
+            record.remove_read(operation)
+            self._finish(operation, error)
+        if (record.reads is not None and record.readable) or (
+            record.writes is not None and record.writable
+        ):  # what stood behind it can go on
+            self._put_off(record)
+            self._schedule_turn()
+
+    def _collect(self, limit: int) -> list[Operation]:
+        """Hand completed operations over to the consumer."""
+        batch = self._completions.take(limit)
+        if batch:
+            self._batches += 1
+            self._collected += len(batch)
+        if self._torn:
+            waiting = {id(operation) for operation in self._ready}
+            for operation, record in self._torn:
+                if id(operation) not in waiting:
+                    record.torn = None
+            self._torn = [entry for entry in self._torn if id(entry[0]) in waiting]
+        if self._paused and not self._closed:
+            paused, self._paused = self._paused, []
+            for record in paused:
+                self._resume(record)
+        return batch
+
+    def _after_submission(self) -> None:
+        """What is left to do at the end of a request call that did not take the short way."""
+        if self._backlog:
+            self._schedule_turn()
+        if self._ready and self.signal.future is not None:
+            self.signal.wake()
+
+    def _admit(self, record: Record, operation: Operation) -> bool:
+        """False, and the operation completed, if the connection is closed."""
+        if record.open:
+            return True
+        if self._closed:  # it was submitted by another thread and close() came first
+            error: Exception = WatcherClosedError("the watcher was closed before the request came")
+        else:
+            error = ConnectionFreedError("the connection was freed before the request")
+        self._finish(operation, error)
+        self.signal.wake()
+        return False
+
+    # --- Deadlines -----------------------------------------------------------------------------
+
+    def _add_deadline(self, operation: Operation, due: float) -> None:
+        self._deadlines.add(operation, due)
+        self._arm_timer(due)
+
+    def _arm_timer(self, when: float) -> None:
+        """Have one timer of the loop run at ``when`` or before."""
+        if self._timer is not None:
+            if self._timer[0] <= when:
+                return
+            self._timer[1].cancel()
+        self._timer = (when, self._loop.call_at(when, _weakly(self._on_timer)))
+
+    def _on_timer(self) -> None:
+        """Expire what is due, for a few milliseconds at most, and set the next timer."""
+        self._timer = None
+        now = self._loop.time()
+        stop = time.monotonic() + _EXPIRY_SLICE
+        expired = 0
+        while (operation := self._deadlines.pop_expired(now)) is not None:
+            self._expire(operation)
+            expired += 1
+            if expired % 64 == 0 and time.monotonic() > stop:
+                break
+        earliest = self._deadlines.earliest()
+        if earliest is not None:
+            # uvloop's timers count whole milliseconds and may come up to half of one early.
+            self._arm_timer(earliest if expired else max(earliest, now + 0.001))
+        if self._ready:
+            self.signal.wake()
+
+    def _expire(self, operation: Operation) -> None:
+        self._withdraw(operation, DeadlineExceededError("the operation's deadline has passed"))
+
+    # --- Connections ---------------------------------------------------------------------------
+
+    def _enrol_accepted(self, record: Record) -> Connection:
+        """Begin to serve an accepted descriptor; on failure it is closed and the error raised."""
+        try:
+            self._register(record)
+        except BaseException:
+            record.open = False
+            record.close()
+            raise
+        return Connection(self, record)  # type: ignore[arg-type]  # every Proactor is a Watcher
+
+    def _register(self, record: Record) -> None:
+        """Have the poller report a descriptor, and know it by its number."""
+        fd = record.fileno()
+        records = self._records
+        if fd >= len(records):
+            records.extend([None] * (fd + 256 - len(records)))
+        stale = records[fd]
+        if stale is not None:
+            if self._poller.holds(stale):
+                raise UnsupportedConnectionError(
+                    f"descriptor {fd} is delegated already, by way of another socket object"
+                )
+            # Somebody else has closed its descriptor, or the number could not be given again.
+            self._release(stale, OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        self._poller.register(record)
+        records[fd] = record
+
+    def _count_connections(self) -> int:
+        return len(self._records) - self._records.count(None)
+
+    def _free(self, record: Record) -> bool:
+        if not record.open:
+            return False
+        self._release(record, ConnectionFreedError("the connection was freed"))
+        if self._ready:
+            self.signal.wake()
+        return True
+
+    def _release(self, record: Record, error: Exception) -> None:
+        """Complete all that is pending on a connection, reads first, and close it now."""
+        fd = record.fileno()
+        record.open = record.readable = record.writable = False
+        for operation in (*_chain(record.reads), *_chain(record.writes)):
+            operation._next = operation._previous = None
+            self._finish(operation, error)
+        record.reads = record.reads_tail = record.writes = record.writes_tail = None
+        if fd < len(self._records) and self._records[fd] is record:
+            self._records[fd] = None
+            if self._poller.unregister(record):
+                record.close()
+            else:  # the number is somebody else's by now, and not ours to close
+                record.detach()
+        else:
+            record.close()
+
+    def _release_orphan(self, record: Record) -> None:
+        """Close a connection that nobody holds. Called by a finalizer, in any thread."""
+        if threading.get_native_id() == self._thread or self._loop.is_closed():
+            self._free(record)
+            return
+        try:
+            self._post(lambda: self._free(record))
+        except (RuntimeError, WatcherClosedError):
+            self._free(record)
+
+    # --- Other threads -------------------------------------------------------------------------
+
+    def _post(self, action: Callable[[], object]) -> None:
+        """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
+        with self._lock:
+            if self._closed:
+                raise WatcherClosedError("the watcher is closed")
+            self._inbox.append(action)
+            if len(self._inbox) > 1:
+                return  # somebody has called the loop already
+            try:
+                self._loop.call_soon_threadsafe(self._run_inbox)
+            except RuntimeError as error:  # the loop is closed, and nobody told the watcher
+                self._inbox.pop()
+                raise WatcherClosedError("the watcher's event loop is closed") from error
+
+    def _run_inbox(self) -> None:
+        inbox = self._inbox
+        while inbox:
+            inbox.popleft()()
+        self._after_submission()
+
+    def _close_from_finalizer(self) -> None:
+        """Close a watcher that nobody holds, in the thread that the loop allows it in."""
+        if threading.get_native_id() == self._thread or self._loop.is_closed():
+            self._close()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._close)
+        except RuntimeError:  # closed meanwhile
+            self._close()
+
+    # --- The end -------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._backlog.clear()
+        self._paused.clear()
+        for record in self._records:
+            if record is not None:
+                self._release(record, WatcherClosedError("the watcher was closed"))
+        self._run_inbox()
+        if self._timer is not None:
+            self._timer[1].cancel()
+            self._timer = None
+        self._poller.close()
+        self.signal.wake()
+
+    def _abandon(self) -> None:
+        """In the child of a fork: close our copies and leave alone what the parent shares."""
+        self._closed = True
+        self._lock = threading.RLock()  # another thread may have held it
+        for record in self._records:
+            if record is not None:
+                record.open = record.readable = record.writable = False
+                record.close()
+        self._records.clear()
+        self._ready.clear()
+        self._poller.abandon()
+
+
+def _chain(operation: Operation | None) -> list[Operation]:
+    """The operations of a queue, first to last."""
+    chain = []
+    while operation is not None:
+        chain.append(operation)
+        operation = operation._next
+    return chain
+
+
+def _behind_torn(cause: Exception) -> OperationCancelledError:
+    error = OperationCancelledError(
+        "a write before this one was cut after a part of it was sent; nothing may follow it"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _keep_rest(operation: Write) -> None:
+    """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
+    with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+        operation.buffer = rest = octets[operation.size :].tobytes()
+    operation.skipped = operation.size
+    operation.length = len(rest)
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A callback that does not keep the method's owner alive while the loop holds it."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's clock, to begin a timeout at the moment of the call.
+
+    uvloop's ``time()`` is the time at which the iteration of the loop began, in whole
+    milliseconds of CLOCK_MONOTONIC; a timeout that began with it would be over too early.
+    """
+    return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
+
+
+_proactors: weakref.WeakSet[Proactor] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for proactor in list(_proactors):
+        proactor._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,127 @@
+"""ThreadSafe: a watcher's requests, made from any thread.
+
+The request is checked, and its operation made, in the thread that calls; then it travels to the
+loop's thread through the watcher's inbox and is submitted there. The watcher's ``close()`` empties
+the inbox, so each request that was taken is completed, by a result or by the close.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiogaio.errors import WatcherClosedError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from aiogaio.connection import Connection
+    from aiogaio.operation import Operation
+    from aiogaio.watcher import Watcher
+
+
+class ThreadSafe:
+    """The view that :attr:`aiogaio.Watcher.threadsafe` returns.
+
+    The calls take what those of :class:`aiogaio.Watcher` take and raise what they raise. Results
+    are delivered by the watcher, in the loop's thread, as always. Do not wait in the loop's
+    thread for what another thread submits.
+    """
+
+    __slots__ = ("_watcher",)
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def read(
+        self,
+        conn: Connection | socket.socket,
+        buffer: WriteableBuffer | None = None,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        multishot: bool = False,
+    ) -> Operation:
+        """As :meth:`aiogaio.Watcher.read`."""
+        watcher = self._watcher
+        operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
+        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        return operation
+
+    def read_full(
+        self,
+        conn: Connection | socket.socket,
+        buffer: WriteableBuffer,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """As :meth:`aiogaio.Watcher.read_full`."""
+        watcher = self._watcher
+        operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
+        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        return operation
+
+    def write(
+        self,
+        conn: Connection | socket.socket,
+        data: ReadableBuffer,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        silent: bool = False,
+    ) -> Operation:
+        """As :meth:`aiogaio.Watcher.write`; the data of a silent write is copied in the call.
+
+        The operation is returned also for a silent write, since it is not known yet what becomes
+        of it; without a failure it is not delivered.
+        """
+        watcher = self._watcher
+        if silent:
+            with memoryview(data) as view:
+                data = view.tobytes()
+        operation, due = watcher._make_write(conn, data, context, timeout, deadline, silent)
+        watcher._post(lambda: watcher._submit_write(operation.conn._record, operation, due))
+        return operation
+
+    def accept(
+        self,
+        listener: Connection | socket.socket,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        multishot: bool = False,
+    ) -> Operation:
+        """As :meth:`aiogaio.Watcher.accept`."""
+        watcher = self._watcher
+        operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
+        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        return operation
+
+    def cancel(self, op: Operation) -> None:
+        """As :meth:`aiogaio.Watcher.cancel`, some time soon; what came of it is in the result."""
+        watcher = self._watcher
+        watcher._check_operation(op)
+        self._post_quietly(lambda: watcher._cancel(op))
+
+    def free(self, conn: Connection | socket.socket) -> None:
+        """As :meth:`aiogaio.Watcher.free`, some time soon; nothing is sent or received after it."""
+        watcher = self._watcher
+        connection = watcher._delegated(conn)
+        if connection is None:  # the descriptor is not the watcher's: no need to wait for it
+            watcher.free(conn)
+        else:
+            self._post_quietly(lambda: watcher._free(connection._record))
+
+    def _post_quietly(self, action: Callable[[], object]) -> None:
+        """Post what the watcher's close makes unnecessary."""
+        try:
+            self._watcher._post(action)
+        except WatcherClosedError:
+            pass
