@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arguments.PROGRAM}: {error}", file=sys.stderr)
         return getattr(error, "status", 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        away = "\n" if sys.stdout.isatty() else ""  # from the ^C and the line it stands on
+        print(f"{away}interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Nobody reads any more. The interpreter flushes at exit: give it something that takes it.

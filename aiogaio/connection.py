@@ -12,6 +12,7 @@ import _socket
 import errno
 import os
 import socket
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, overload
 
@@ -242,11 +243,14 @@ class Connection:
         Looking at ``SO_ERROR`` takes the error from the system (socket(7)): it is kept for the
         next read, which reports it.
         """
+        value: int | bytes
         if length:
-            return self._record.getsockopt(level, option, length)
-        value = self._record.getsockopt(level, option)
-        if level == socket.SOL_SOCKET and option == socket.SO_ERROR and value:
-            self._record.latch(OSError(value, os.strerror(value)))
+            value = self._record.getsockopt(level, option, length)
+        else:
+            value = self._record.getsockopt(level, option)
+        if level == socket.SOL_SOCKET and option == socket.SO_ERROR:
+            number = value if isinstance(value, int) else int.from_bytes(value, sys.byteorder)
+            self._record.latch(OSError(number, os.strerror(number)))
         return value
 
     @overload

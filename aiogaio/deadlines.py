@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any, Final
 
-from aiogaio.operation import MultishotAccept, MultishotRead
+from aiogaio.operation import Armed
 
 if TYPE_CHECKING:
     from aiogaio.operation import Operation
@@ -73,7 +73,7 @@ class Deadlines:
                 continue
             self._live -= 1
             operation._timer = None
-            if isinstance(operation, MultishotRead | MultishotAccept):
+            if isinstance(operation, Armed):
                 due = operation.due
                 if due is not None and due > now:  # it completed meanwhile: its silence began anew
                     self.add(operation, due)

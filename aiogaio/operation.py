@@ -1,15 +1,16 @@
 """Operation: a request and, once completed, its result. Data only; nothing here does I/O.
 
-A program sees every operation through the fields of :class:`Operation`. Behind it stands one
-class for each kind, so that a pending read does not carry the fields of an accept, and so that
-the kind needs no field of its own. Operations are made without ``__init__`` where a request
-completes at the call: it fills only what a result needs.
+A program sees :class:`Operation` alone. A plain read, and a write that is sent at the call, are
+of that very class: they are nearly all there are, and CPython reads the fields of objects of one
+class about ten times as fast as those of several in turn. What needs more state while it is
+pending has a class of its own below it. There is no ``__init__``: the requests that complete at
+the call fill the fields themselves, and save a call for each message (see :func:`start`).
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -29,74 +30,44 @@ class OpType(enum.IntEnum):
 class Operation:
     """One request, returned by the call that submits it and delivered again when it completes.
 
-    Fields, all to be read only:
-
-    - ``type``: :class:`OpType`.
-    - ``conn``: the :class:`~aiogaio.Connection`.
-    - ``context``: the object passed with the request, or the connection's at that time.
-    - ``size``: bytes received or sent so far, also when it ends with an error.
-    - ``error``: ``None`` or the exception that ended it. It is delivered, never raised.
-    - ``more``: true if the request stays armed and further operations follow (multishot).
-    - ``completed``: true once it is a result.
-    - ``buffer``, ``data``, ``accepted``, ``address``: see the properties below.
+    Its fields are to be read only. ``error`` is delivered, never raised.
     """
 
     __slots__ = (
         "_next",
         "_previous",
         "_timer",
+        "accepted",
+        "address",
+        "buffer",
         "completed",
         "conn",
         "context",
+        "data",
         "error",
         "more",
         "size",
+        "type",
     )
 
-    type: ClassVar[OpType]
-    conn: Connection
-    context: Any
-    size: int
-    error: Exception | None
-    more: bool
-    completed: bool
+    type: OpType  #: what it does
+    conn: Connection  #: the connection that it is on
+    context: Any  #: the object passed with the request; without one, the connection's at that time
+    buffer: ReadableBuffer | None  #: the caller's buffer of a read, the data of a write
+    size: int  #: bytes received or sent so far, also when it ends with an error
+    data: bytes | memoryview  #: the ``size`` bytes read; a view of the caller's buffer, if any
+    error: Exception | None  #: what ended it
+    more: bool  #: the request stays armed and further operations follow (multishot)
+    completed: bool  #: it is a result
+    # "| Any" as in re.Match.group(): None if there is an error, which programs look at first
+    accepted: Connection | Any  #: the new connection of a completed accept
+    address: Any  #: its peer's address, in the form of its family
 
-    # Neighbours in the queue of the connection's direction, and the entry of the deadline: set
-    # only while the operation is pending.
+    # Set while it is pending: the neighbours in the queue of the connection's direction (no
+    # `_previous` for the first), and the entry of the deadline.
     _next: Operation | None
     _previous: Operation | None
     _timer: Entry | None
-
-    def __init__(self, conn: Connection, context: Any) -> None:
-        self.conn = conn
-        self.context = conn.context if context is None else context
-        self.size = 0
-        self.error = None
-        self.more = False
-        self.completed = False
-        self._next = None
-        self._previous = None
-        self._timer = None
-
-    @property
-    def buffer(self) -> ReadableBuffer | None:
-        """The caller's buffer of a read, the data of a write; else ``None``."""
-        return None
-
-    @property
-    def data(self) -> bytes | memoryview:
-        """Just the ``size`` bytes read: ``bytes`` if no buffer was given, else a view of yours."""
-        return b""
-
-    @property
-    def accepted(self) -> Connection | Any:  # "| Any": None after an error, as re.Match.group()
-        """The new :class:`~aiogaio.Connection` of a completed accept; else ``None``."""
-        return None
-
-    @property
-    def address(self) -> Any:
-        """The peer's address of a completed accept, in the form of its family; else ``None``."""
-        return None
 
     def __repr__(self) -> str:
         if not self.completed:
@@ -109,41 +80,22 @@ class Operation:
         return f"<Operation {self.type.name} {state}{more} size={self.size} conn={self.conn!r}>"
 
 
-class Read(Operation):
-    """One receive, as fresh ``bytes``."""
-
-    __slots__ = ("data",)
-
-    type = OpType.READ
-    data: bytes
-
-    def __init__(self, conn: Connection, context: Any) -> None:
-        super().__init__(conn, context)
-        self.data = b""
-
-
-class MultishotRead(Read):
-    """An armed read: what arrives is delivered as :class:`Read`, this one comes last."""
-
-    __slots__ = ("due", "silence")
-
-    silence: float | None  # seconds that may pass between two completions
-    due: float | None  # when that is over; behind the heap's entry, which is moved only when due
-
-
 class ReadInto(Operation):
     """One receive into a buffer of the caller's."""
 
-    __slots__ = ("buffer", "length")
+    __slots__ = ("length",)
 
-    type = OpType.READ
     buffer: WriteableBuffer
     length: int  # of the buffer at submission, in bytes
 
     @property
     def data(self) -> memoryview:
-        # Made when asked for: between attempts and afterwards nothing here holds the buffer.
+        # Made when asked for: nothing here holds a view of the buffer meanwhile.
         return memoryview(self.buffer).cast("B")[: self.size]
+
+    @data.setter
+    def data(self, _: bytes | memoryview) -> None:
+        """Nothing to keep: `start` gives every operation its first value."""
 
 
 class ReadFull(ReadInto):
@@ -153,36 +105,48 @@ class ReadFull(ReadInto):
 
 
 class Write(Operation):
-    """As many sends as take all of the data."""
+    """A write that was not sent at the call: as many sends as take all of the data."""
 
-    __slots__ = ("buffer", "length", "skipped", "silent")
+    __slots__ = ("length", "silent", "skipped")
 
-    type = OpType.WRITE
     buffer: ReadableBuffer
     length: int  # of the buffer at submission, in bytes
-    skipped: int  # bytes sent before the rest was copied to `buffer` (silent writes)
     silent: bool
+    skipped: int  # bytes sent before the rest was copied to `buffer` (silent writes)
 
 
 class Accept(Operation):
     """One connection from a listener."""
 
-    __slots__ = ("accepted", "address")
-
-    type = OpType.ACCEPT
-    accepted: Connection | Any
-    address: Any
-
-    def __init__(self, conn: Connection, context: Any) -> None:
-        super().__init__(conn, context)
-        self.accepted = None
-        self.address = None
+    __slots__ = ()
 
 
-class MultishotAccept(Accept):
-    """An armed accept: connections are delivered as :class:`Accept`, this one comes last."""
+class Armed(Operation):
+    """A multishot read or accept. What arrives is delivered as operations of their own."""
 
     __slots__ = ("due", "silence")
 
-    silence: float | None
-    due: float | None
+    silence: float | None  # seconds that may pass between two completions
+    due: float | None  # when that is over; behind the heap's entry, which is moved only when due
+
+
+AnyOperation = TypeVar("AnyOperation", bound=Operation)
+
+
+def start(operation: AnyOperation, kind: OpType, conn: Connection, context: Any) -> AnyOperation:
+    """Fill in the fields of a new operation that has still to be carried out."""
+    operation.type = kind
+    operation.conn = conn
+    operation.context = conn.context if context is None else context
+    operation.buffer = None
+    operation.size = 0
+    operation.data = b""
+    operation.error = None
+    operation.more = False
+    operation.completed = False
+    operation.accepted = None
+    operation.address = None
+    operation._next = None
+    operation._previous = None
+    operation._timer = None
+    return operation

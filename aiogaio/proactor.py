@@ -38,18 +38,9 @@ from aiogaio.errors import (
     UnsupportedLoopError,
     WatcherClosedError,
 )
-from aiogaio.operation import (
-    Accept,
-    MultishotAccept,
-    MultishotRead,
-    Operation,
-    Read,
-    ReadFull,
-    ReadInto,
-    Write,
-)
+from aiogaio.operation import Accept, Armed, Operation, OpType, ReadFull, ReadInto, Write, start
 from aiogaio.pollers import open_poller
-from aiogaio.pollers.base import FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
+from aiogaio.pollers.base import FOR_READS, FOR_WRITES, UNCERTAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,19 +145,24 @@ class Proactor:
             if self._ready:
                 self.signal.wake()
 
-    def handle(self, record: Record, events: int) -> None:
-        """The loop says that this descriptor is ready (loop poller)."""
+    def read_ready(self, record: Record) -> None:
+        """The loop says that this descriptor is readable (loop poller)."""
+        record.readable = True
+        self._advance_reads(record)
+        self._after_event()
+
+    def write_ready(self, record: Record) -> None:
+        """The loop says that this descriptor is writable (loop poller)."""
+        record.writable = True
+        self._advance_writes(record)
+        self._after_event()
+
+    def _after_event(self) -> None:
         self._write_limit = self._bytes_written + _TURN_BYTES
-        if events & READABLE:
-            record.readable = True
-            self._advance_reads(record)
-        else:
-            record.writable = True
-            self._advance_writes(record)
-        if self._ready:
-            self.signal.wake()
         if self._backlog:
             self._schedule_turn()
+        if self._ready and self.signal.future is not None:
+            self.signal.wake()
 
     def _look(self) -> bool:
         """One turn: take what is ready and make the attempts. False once closed.
@@ -180,7 +176,8 @@ class Proactor:
         read_limit = bytes_read + _TURN_BYTES
         self._write_limit = write_limit = self._bytes_written + _TURN_BYTES
         records, deliver, room = self._records, self._deliver, self._buffer_size
-        receive = attempts.receive
+        receive, receive_shot = attempts.receive, attempts.receive_shot
+        ready, batch_size = self._ready, self._batch_size
         events = self._poller.poll()
         if self._backlog:
             self._serve_backlog(read_limit, write_limit)
@@ -196,7 +193,9 @@ class Proactor:
                 if operation is not None:
                     if self._bytes_read >= read_limit:
                         self._put_off(record)
-                    elif type(operation) is Read and operation._next is None:
+                    elif operation._next is not None:
+                        self._advance_reads(record)
+                    elif type(operation) is Operation:
                         if receive(record, operation, room):
                             record.reads = None
                             operation.completed = True
@@ -204,6 +203,23 @@ class Proactor:
                             if operation._timer is not None:
                                 self._deadlines.discard(operation)
                             deliver(operation)
+                    elif (
+                        type(operation) is Armed
+                        and not record.listening
+                        and len(ready) < batch_size
+                    ):
+                        shot = receive_shot(record, operation, room)
+                        if shot is operation:
+                            record.reads = None
+                            self._finish(operation)
+                        elif shot is not None:
+                            self._bytes_read += shot.size
+                            self._shots += 1
+                            if operation.silence is not None:
+                                operation.due = self._clock() + operation.silence
+                            deliver(shot)
+                            if record.readable:
+                                self._advance_reads(record)
                     else:
                         self._advance_reads(record)
             if bits & FOR_WRITES:
@@ -276,49 +292,54 @@ class Proactor:
             if operation is None or not record.readable or record.read_paused:
                 break
             before = operation.size
-            if isinstance(operation, MultishotRead):
-                done = self._receive_shot(record, operation)
-            elif isinstance(operation, Read):
+            if type(operation) is Operation:
                 done = attempts.receive(record, operation, self._buffer_size)
             elif isinstance(operation, ReadFull):
                 done = attempts.receive_full(record, operation)
             elif isinstance(operation, ReadInto):
                 done = attempts.receive_into(record, operation)
-            else:
-                assert isinstance(operation, Accept)
+            elif record.listening:
                 done = self._accept(record, operation)
+            else:
+                assert isinstance(operation, Armed)
+                done = self._receive_shot(record, operation)
             self._bytes_read += operation.size - before
             if done:
                 record.remove_read(operation)
                 self._finish(operation)
-        if record.reads is None or record.read_paused:
+            if record.reads is None:
+                return
+        if record.read_paused:
             return
         if record.readable:
             self._put_off(record)
         elif not record.read_watched:
             self._watch_reads(record)
 
-    def _receive_shot(self, record: Record, armed: MultishotRead) -> bool:
+    def _receive_shot(self, record: Record, armed: Armed) -> bool:
         """Receive once for an armed read and deliver it; true if that was the end."""
-        if self._pause(record):
-            return False
-        shot = Read(armed.conn, armed.context)
-        if not attempts.receive(record, shot, self._buffer_size):
-            return False
-        if shot.error is not None:
-            armed.error = shot.error
-            return True
+        if len(self._ready) >= self._batch_size:
+            return self._pause(record)
+        shot = attempts.receive_shot(record, armed, self._buffer_size)
+        if shot is None or shot is armed:
+            return shot is armed
         self._bytes_read += shot.size
-        self._deliver_shot(shot, armed)
+        self._shots += 1
+        if armed.silence is not None:
+            armed.due = self._clock() + armed.silence
+        self._deliver(shot)
         return False
 
-    def _accept(self, record: Record, operation: Accept) -> bool:
+    def _accept(self, record: Record, operation: Operation) -> bool:
         """Accept what is waiting: one connection, or many for an armed accept."""
-        armed = operation if isinstance(operation, MultishotAccept) else None
+        armed = operation if isinstance(operation, Armed) else None
         for _ in range(_ACCEPTS):
-            if armed is not None and self._pause(record):
-                return False
-            shot = operation if armed is None else Accept(operation.conn, operation.context)
+            if armed is None:
+                shot = operation
+            elif len(self._ready) >= self._batch_size:
+                return self._pause(record)
+            else:
+                shot = start(Accept(), OpType.ACCEPT, operation.conn, operation.context)
             try:
                 accepted = attempts.accept(record)
                 if accepted is None:
@@ -332,28 +353,22 @@ class Proactor:
                     return True
             if armed is None:
                 return True
-            self._deliver_shot(shot, armed)
+            shot.more = shot.completed = True
+            self._shots += 1
+            if armed.silence is not None:
+                armed.due = self._clock() + armed.silence
+            self._deliver(shot)
             if shot.error is not None:  # the system is short of something: let it rest
                 record.read_paused = True
                 self._loop.call_later(_ACCEPT_REST, self._resume, record)
                 return False
         return False
 
-    def _deliver_shot(self, shot: Operation, armed: MultishotRead | MultishotAccept) -> None:
-        """Deliver one completion of a request that stays armed; its silence begins anew."""
-        shot.more = shot.completed = True
-        self._shots += 1
-        if armed.silence is not None:
-            armed.due = self._clock() + armed.silence
-        self._deliver(shot)
-
     def _pause(self, record: Record) -> bool:
-        """Whether an armed request may take nothing, since the consumer has enough to collect."""
-        if len(self._ready) < self._batch_size:
-            return False
+        """Let an armed request take nothing until the consumer has collected what is there."""
         record.read_paused = True
         self._paused.append(record)
-        return True
+        return False
 
     def _resume(self, record: Record) -> None:
         """Let an armed request take again."""

@@ -14,7 +14,6 @@ from aiogaio.cli.echo import EchoOptions
 from aiogaio.cli.info import InfoOptions
 
 PROGRAM = "python -m aiogaio"
-POLLERS = ("auto", "epoll", "loop")
 LARGEST_IN_FLIGHT = 1 << 30  # bytes: the clients keep one message for each connection
 
 
@@ -63,8 +62,10 @@ def _add_info(parser: Parser) -> None:
 
 def _add_loop_and_poller(parser: Parser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--loop", choices=loops.NAMES, default="asyncio", help="the event loop")
-    parser.add_argument("--poller", choices=POLLERS, default="auto", help="the watcher's poller")
+    parser.add_argument("--loop", choices=loops.LOOPS, default="asyncio", help="the event loop")
+    parser.add_argument(
+        "--poller", choices=loops.POLLERS, default="auto", help="the watcher's poller"
+    )
 
 
 def _demo_options(parser: Parser, **given: Any) -> DemoOptions:

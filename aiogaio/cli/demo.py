@@ -32,8 +32,8 @@ OVERTIME = 30.0  # beyond --seconds, for the clients to start, connect and repor
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    loop: str = "asyncio"
-    poller: str = "auto"
+    loop: loops.Loop = "asyncio"
+    poller: loops.Poller = "auto"
     connections: int = 1000
     size: int = 128
     seconds: float = 3.0
@@ -46,6 +46,7 @@ def run(options: DemoOptions, servers: Mapping[str, Serve] | None = None) -> int
     limits.require_connections(options.connections)
     cores = limits.cores()
     print(_heading(options, cores), flush=True)
+    _settle_allocator()
     with _pinned(cores):
         measurements = [
             loops.run(options.loop, _measure(name, serve, options, cores))
@@ -158,6 +159,16 @@ def _pinned(cores: list[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def _settle_allocator() -> None:
+    """Give asyncio its best, and the same in every run.
+
+    Its transports allocate 256 KiB for each receive. The C library maps and unmaps blocks of that
+    size, which doubles what a small round trip costs, until a larger one has once been freed; from
+    then on it keeps them at hand (mallopt(3), M_MMAP_THRESHOLD). Here one is freed.
+    """
+    bytearray(16 << 20)
 
 
 def _heading(options: DemoOptions, cores: list[int]) -> str:

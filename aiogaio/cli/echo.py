@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ from aiogaio.cli.server import BACKLOG, EchoServer
 class EchoOptions:
     host: str = "127.0.0.1"
     port: int = 9000
-    loop: str = "asyncio"
-    poller: str = "auto"
+    loop: loops.Loop = "asyncio"
+    poller: loops.Poller = "auto"
 
 
 def run(options: EchoOptions) -> int:
@@ -32,26 +33,27 @@ async def _serve(options: EchoOptions) -> None:
     with _listen(options.host, options.port) as listener:
         where = _printable(listener.getsockname())
         async with Watcher(poller=options.poller) as watcher:
-            poller = watcher.statistics().poller
             server = EchoServer(watcher, listener)
-            print(
-                f"echo on {where} (loop {options.loop}, poller {poller}), Ctrl-C ends it",
-                flush=True,
-            )
+            serving = _until_signalled(server)
+            poller = watcher.statistics().poller
+            print(f"echo on {where} (loop {options.loop}, poller {poller}), Ctrl-C ends it")
+            sys.stdout.flush()
             began = time.monotonic()
-            await _until_signalled(server)
+            await asyncio.wait([serving])
             server.stop_accepting()
-            print(_farewell(server, watcher, time.monotonic() - began), flush=True)
+            farewell = _farewell(server, watcher, time.monotonic() - began)
+    print(farewell, flush=True)
+    if not serving.cancelled():
+        serving.result()  # it ended by itself: that is an error
 
 
-async def _until_signalled(server: EchoServer) -> None:
+def _until_signalled(server: EchoServer) -> asyncio.Task[None]:
+    """The server running, until SIGINT or SIGTERM."""
     serving = asyncio.create_task(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
-    await asyncio.wait([serving])
-    if not serving.cancelled():
-        serving.result()  # it ended by itself: that is an error
+    return serving
 
 
 def _farewell(server: EchoServer, watcher: Watcher, seconds: float) -> str:

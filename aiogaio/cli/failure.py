@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class Failure(Exception):
-    """The command cannot go on; ``str()`` of it is the line to print, ``status`` the exit status."""
+    """The command cannot go on. ``str()`` of it is the line to print; ``status``: to exit with."""
 
     def __init__(self, message: str, *, status: int = 1) -> None:
         super().__init__(message)
@@ -12,7 +15,11 @@ class Failure(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The bare reason of an error, without ``[Errno 98]`` before it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    """The bare reason of an error: no ``[Errno 98]`` before it, no address behind it."""
+    match error:
+        case OSError(errno=int(number)) if number in errno.errorcode:
+            return os.strerror(number)
+        case OSError(strerror=str(text)):  # a name that did not resolve, for one
+            return text
+        case _:
+            return str(error) or type(error).__name__

@@ -16,8 +16,8 @@ from aiogaio.cli import limits, loops
 
 @dataclass(frozen=True, slots=True)
 class InfoOptions:
-    loop: str = "asyncio"
-    poller: str = "auto"
+    loop: loops.Loop = "asyncio"
+    poller: loops.Poller = "auto"
 
 
 def run(options: InfoOptions) -> int:
@@ -39,14 +39,14 @@ def run(options: InfoOptions) -> int:
     return 0
 
 
-async def _probe(poller: str) -> tuple[str, str]:
+async def _probe(poller: loops.Poller) -> tuple[str, str]:
     """The class of the running loop, and the poller that a watcher takes on it."""
     loop = type(asyncio.get_running_loop())
     async with Watcher(poller=poller) as watcher:
         return f"{loop.__module__}.{loop.__qualname__}", watcher.statistics().poller
 
 
-def _why(asked: str, poller: str) -> str:
+def _why(asked: loops.Poller, poller: str) -> str:
     if asked != "auto":
         return "as asked for"
     if poller == "epoll":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 
@@ -24,10 +25,9 @@ def room(limit: int | None) -> int | None:
 def raise_open_files() -> None:
     """Lift the soft limit to the hard one, as any process may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
+    # Some systems cap it below a hard limit of "unlimited": then the soft one stays.
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        pass  # some systems cap it below a hard limit of "unlimited": the soft one stays
 
 
 def require_connections(count: int) -> None:

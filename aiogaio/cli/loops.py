@@ -1,20 +1,24 @@
-"""The event loops that ``--loop`` names."""
+"""What ``--loop`` and ``--poller`` name."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from aiogaio.cli.failure import Failure
 
-NAMES = ("asyncio", "uvloop")
+Loop = Literal["asyncio", "uvloop"]
+Poller = Literal["auto", "epoll", "loop"]
+
+LOOPS: tuple[str, ...] = get_args(Loop)
+POLLERS: tuple[str, ...] = get_args(Poller)
 INSTALL_UVLOOP = 'pip install "aiogaio[uvloop]"'
 
 T = TypeVar("T")
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory(name: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
     """
     :raises Failure: uvloop is asked for and not installed.
     """
@@ -27,7 +31,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def run(name: str, main: Coroutine[Any, Any, T]) -> T:
+def run(name: Loop, main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` on the loop of that name; SIGINT cancels ``main``."""
     try:
         factory = loop_factory(name)

@@ -40,8 +40,7 @@ class Batches:
     def add(self, size: int) -> None:
         self.count += 1
         self.operations += size
-        if size > self.largest:
-            self.largest = size
+        self.largest = max(self.largest, size)
 
     @property
     def mean(self) -> float:

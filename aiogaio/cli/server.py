@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from aiogaio import OpType, Watcher
 from aiogaio.cli.failure import reason
+from aiogaio.cli.loops import Poller
 from aiogaio.cli.measurement import Batches
 
 BACKLOG = 1024
@@ -64,7 +65,7 @@ class EchoServer:
         self._watcher.free(self._listener)
 
 
-def watcher_server(poller: str) -> Serve:
+def watcher_server(poller: Poller) -> Serve:
     @contextlib.asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[Serving]:
         async with Watcher(poller=poller, buffer_size=READ_SIZE) as watcher:
@@ -106,15 +107,14 @@ async def streams_server(listener: socket.socket) -> AsyncIterator[Serving]:
 
 @contextlib.asynccontextmanager
 async def background(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run a job beside the block. At its end the job is cancelled; if it had failed, that raises."""
-    task = asyncio.create_task(job)
+    """Run a job beside the block, which ends it; a job that fails ends the block."""
     try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(job)
+            yield
+            task.cancel()
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 def _accept_failed(error: BaseException, *, more: bool) -> None:

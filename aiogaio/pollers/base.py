@@ -31,8 +31,11 @@ class Target(Protocol):
     def turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
 
-    def handle(self, record: Record, events: int) -> None:
-        """This descriptor is ready: make the attempts."""
+    def read_ready(self, record: Record) -> None:
+        """This descriptor is readable, and a read is pending: make the attempts."""
+
+    def write_ready(self, record: Record) -> None:
+        """This descriptor is writable: make the attempts."""
 
 
 class Poller(Protocol):

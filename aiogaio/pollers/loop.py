@@ -13,8 +13,6 @@ import socket
 import weakref
 from typing import TYPE_CHECKING
 
-from aiogaio.pollers.base import READABLE, WRITABLE
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,11 +24,10 @@ if TYPE_CHECKING:
 class _Interest:
     """One direction of one descriptor, as the loop watches it."""
 
-    __slots__ = ("armed", "events", "record")
+    __slots__ = ("armed", "record")
 
-    def __init__(self, record: Record, events: int) -> None:
+    def __init__(self, record: Record) -> None:
         self.record = record
-        self.events = events
         self.armed = True
 
 
@@ -42,17 +39,13 @@ class _Callback:
     a callback that is let go while its interest is armed asks for a new one.
     """
 
-    __slots__ = ("_interest", "_poller", "_signal")
+    __slots__ = ("_interest", "_poller", "_signal", "_target")
 
     def __init__(self, poller: LoopPoller, interest: _Interest) -> None:
         self._poller = weakref.ref(poller)
+        self._target = poller.target
         self._interest = interest
-        self._signal: Signal = poller.signal
-
-    def __call__(self) -> None:
-        poller = self._poller()
-        if poller is not None:
-            poller.ready(self._interest)
+        self._signal = poller.signal
 
     def __del__(self) -> None:
         poller = self._poller()
@@ -60,17 +53,48 @@ class _Callback:
             poller.lost(self._interest)
 
 
+class _Readable(_Callback):
+    __slots__ = ()
+
+    def __call__(self) -> None:
+        target, interest = self._target(), self._interest
+        if target is None or not interest.armed:
+            return
+        record = interest.record
+        if record.reads is not None and not record.read_paused:
+            target.read_ready(record)
+        else:
+            record.readable = True
+            poller = self._poller()
+            if poller is not None:
+                poller.unwatch_reads(record)
+
+
+class _Writable(_Callback):
+    __slots__ = ()
+
+    def __call__(self) -> None:
+        target, interest = self._target(), self._interest
+        if target is None or not interest.armed:
+            return
+        record = interest.record
+        target.write_ready(record)
+        poller = self._poller()
+        if record.writes is None and poller is not None:
+            poller.unwatch_writes(record)
+
+
 class LoopPoller:
     """Readiness by the loop itself."""
 
     name = "loop"
 
-    __slots__ = ("__weakref__", "_inodes", "_loop", "_readers", "_target", "_writers", "signal")
+    __slots__ = ("__weakref__", "_inodes", "_loop", "_readers", "_writers", "signal", "target")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._loop = loop
-        self._target = weakref.ref(target)
-        self.signal = target.signal
+        self.target = weakref.ref(target)
+        self.signal: Signal = target.signal
         self._readers: dict[int, _Interest] = {}
         self._writers: dict[int, _Interest] = {}
         self._inodes: dict[int, int] = {}  # tells a descriptor from another of the same number
@@ -88,9 +112,8 @@ class LoopPoller:
 
     def unregister(self, record: Record) -> bool:
         fd = record.fileno()
-        self._remove(fd, self._readers, self._loop.remove_reader)
-        self._remove(fd, self._writers, self._loop.remove_writer)
-        record.read_watched = record.write_watched = False
+        self.unwatch_reads(record)
+        self.unwatch_writes(record)
         ours = self.holds(record)
         self._inodes.pop(fd, None)
         return ours
@@ -103,36 +126,30 @@ class LoopPoller:
             return False
 
     def watch_reads(self, record: Record) -> None:
-        self._readers[record.fileno()] = interest = _Interest(record, READABLE)
-        self._loop.add_reader(record.fileno(), _Callback(self, interest))
+        fd = record.fileno()
+        self._readers[fd] = interest = _Interest(record)
+        self._loop.add_reader(fd, _Readable(self, interest))
         record.read_watched = True
 
     def watch_writes(self, record: Record) -> None:
-        self._writers[record.fileno()] = interest = _Interest(record, WRITABLE)
-        self._loop.add_writer(record.fileno(), _Callback(self, interest))
+        fd = record.fileno()
+        self._writers[fd] = interest = _Interest(record)
+        self._loop.add_writer(fd, _Writable(self, interest))
         record.write_watched = True
+
+    def unwatch_reads(self, record: Record) -> None:
+        """An event found no read to serve."""
+        record.read_watched = False
+        self._drop(record.fileno(), self._readers, self._loop.remove_reader)
+
+    def unwatch_writes(self, record: Record) -> None:
+        """No write waits any more."""
+        record.write_watched = False
+        self._drop(record.fileno(), self._writers, self._loop.remove_writer)
 
     def poll(self) -> list[tuple[int, int]]:
         """Nothing: the loop itself calls."""
         return []
-
-    def ready(self, interest: _Interest) -> None:
-        """The loop says that a descriptor is ready."""
-        target, record = self._target(), interest.record
-        if target is None or not interest.armed:
-            return
-        if interest.events == READABLE:
-            if record.reads is None or record.read_paused:
-                record.readable = True
-                record.read_watched = False
-                self._remove(record.fileno(), self._readers, self._loop.remove_reader)
-            else:
-                target.handle(record, READABLE)
-            return
-        target.handle(record, WRITABLE)
-        if record.writes is None and record.write_watched:
-            record.write_watched = False
-            self._remove(record.fileno(), self._writers, self._loop.remove_writer)
 
     def lost(self, interest: _Interest) -> None:
         """The loop has dropped a callback that it was not told to drop. Called from a finalizer."""
@@ -157,7 +174,7 @@ class LoopPoller:
                 interest.armed = False
                 watch(interest.record)
 
-    def _remove(
+    def _drop(
         self, fd: int, interests: dict[int, _Interest], remove: Callable[[int], object]
     ) -> None:
         interest = interests.pop(fd, None)
