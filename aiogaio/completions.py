@@ -38,12 +38,12 @@ class Signal:
         self.future: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        future = self.future
+        future, self.future = self.future, None
         if future is not None and not future.done():
             try:
                 future.set_result(None)
             except RuntimeError:  # the loop is closed: nobody waits any more
-                self.future = None
+                pass
 
 
 class Completions:

@@ -43,12 +43,11 @@ from aiogaio.pollers import open_poller
 from aiogaio.pollers.base import FOR_READS, FOR_WRITES, UNCERTAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-#: Attempts that one connection and direction gets in a turn, before the others have theirs.
+#: Attempts that one connection and direction gets in a turn, before the others have theirs; never
+#: more than a sixteenth of `batch_size`, so that one cannot fill a batch turn after turn.
 _ATTEMPTS: Final = 8
-#: Connections that an armed accept takes in one attempt.
-_ACCEPTS: Final = 16
 #: Bytes to move in one turn: about 2 ms. What is ready beyond it waits for the next turn.
 _TURN_BYTES: Final = 4 * 1024 * 1024
 #: Seconds of expiring deadlines in one go.
@@ -63,6 +62,7 @@ class Proactor:
 
     __slots__ = (
         "__weakref__",
+        "_attempts",
         "_backlog",
         "_batch_size",
         "_batches",
@@ -106,6 +106,7 @@ class Proactor:
         self._clock = _clock_of(loop)
         self._buffer_size = buffer_size
         self._batch_size = batch_size
+        self._attempts = max(1, min(_ATTEMPTS, batch_size // 16))
 
         self._completions = Completions(loop)
         self.signal: Signal = self._completions.signal
@@ -140,47 +141,29 @@ class Proactor:
 
     def turn(self) -> None:
         """The loop says that something is ready."""
-        if not self._closed:
-            self._look()
-            if self._ready:
-                self.signal.wake()
-
-    def read_ready(self, record: Record) -> None:
-        """The loop says that this descriptor is readable (loop poller)."""
-        record.readable = True
-        self._advance_reads(record)
-        self._after_event()
-
-    def write_ready(self, record: Record) -> None:
-        """The loop says that this descriptor is writable (loop poller)."""
-        record.writable = True
-        self._advance_writes(record)
-        self._after_event()
-
-    def _after_event(self) -> None:
-        self._write_limit = self._bytes_written + _TURN_BYTES
-        if self._backlog:
-            self._schedule_turn()
-        if self._ready and self.signal.future is not None:
-            self.signal.wake()
+        self._look()
 
     def _look(self) -> bool:
-        """One turn: take what is ready and make the attempts. False once closed.
-
-        The loop over the events is the hot path: the common case, one plain read, is written out
-        in it, which saves a call for each message.
-        """
+        """One turn: take what is ready and make the attempts. False once closed."""
         if self._closed:
             return False
-        bytes_read = self._bytes_read
-        read_limit = bytes_read + _TURN_BYTES
-        self._write_limit = write_limit = self._bytes_written + _TURN_BYTES
-        records, deliver, room = self._records, self._deliver, self._buffer_size
-        receive, receive_shot = attempts.receive, attempts.receive_shot
-        ready, batch_size = self._ready, self._batch_size
         events = self._poller.poll()
         if self._backlog:
-            self._serve_backlog(read_limit, write_limit)
+            self._serve_backlog()
+        self.take(events)
+        return True
+
+    def take(self, events: Sequence[tuple[int, int]]) -> None:
+        """Make the attempts that these events, ``(descriptor, bits)``, allow.
+
+        The hot path. The two common cases, one plain read or one armed read pending, are written
+        out in the loop, which saves two calls for each message.
+        """
+        read_limit = self._bytes_read + _TURN_BYTES
+        self._write_limit = write_limit = self._bytes_written + _TURN_BYTES
+        records, room, batch_size = self._records, self._buffer_size, self._batch_size
+        ready, deliver = self._ready, self._deliver
+        receive, receive_shot = attempts.receive, attempts.receive_shot
         for fd, bits in events:
             record = records[fd]
             if record is None:  # freed since the event was taken
@@ -190,52 +173,55 @@ class Proactor:
             if bits & FOR_READS:
                 record.readable = True
                 operation = record.reads
-                if operation is not None:
-                    if self._bytes_read >= read_limit:
-                        self._put_off(record)
-                    elif operation._next is not None:
-                        self._advance_reads(record)
-                    elif type(operation) is Operation:
-                        if receive(record, operation, room):
-                            record.reads = None
-                            operation.completed = True
-                            self._bytes_read += operation.size
-                            if operation._timer is not None:
-                                self._deadlines.discard(operation)
-                            deliver(operation)
-                    elif (
-                        type(operation) is Armed
-                        and not record.listening
-                        and len(ready) < batch_size
-                    ):
-                        shot = receive_shot(record, operation, room)
-                        if shot is operation:
-                            record.reads = None
-                            self._finish(operation)
-                        elif shot is not None:
-                            self._bytes_read += shot.size
-                            self._shots += 1
-                            if operation.silence is not None:
-                                operation.due = self._clock() + operation.silence
-                            deliver(shot)
-                            if record.readable:
-                                self._advance_reads(record)
-                    else:
-                        self._advance_reads(record)
+                if operation is None:
+                    pass
+                elif self._bytes_read >= read_limit:
+                    self._put_off(record)
+                elif operation._next is not None:
+                    self._advance_reads(record)
+                elif type(operation) is Operation:
+                    if receive(record, operation, room):
+                        record.reads = None
+                        operation.completed = True
+                        self._bytes_read += operation.size
+                        if operation._timer is not None:
+                            self._deadlines.discard(operation)
+                        deliver(operation)
+                elif (
+                    type(operation) is Armed and not record.listening and len(ready) < batch_size
+                ):
+                    shot = receive_shot(record, operation, room)
+                    if shot is operation:
+                        record.reads = None
+                        self._finish(operation)
+                    elif shot is not None:
+                        self._bytes_read += shot.size
+                        self._shots += 1
+                        if operation.silence is not None:
+                            operation.due = self._clock() + operation.silence
+                        deliver(shot)
+                        if record.readable:
+                            self._advance_reads(record)
+                else:
+                    self._advance_reads(record)
             if bits & FOR_WRITES:
                 record.writable = True
-                if record.writes is not None:
-                    if self._bytes_written >= write_limit:
-                        self._put_off(record)
-                    else:
-                        self._advance_writes(record)
+                if record.writes is None:
+                    pass
+                elif self._bytes_written >= write_limit:
+                    self._put_off(record)
+                else:
+                    self._advance_writes(record)
         if self._backlog:
             self._schedule_turn()
-        return True
+        if ready and self.signal.future is not None:
+            self.signal.wake()
 
-    def _serve_backlog(self, read_limit: int, write_limit: int) -> None:
-        """Let each connection that can go on do so once, as far as this turn's bytes reach."""
+    def _serve_backlog(self) -> None:
+        """Let each connection that can go on do so once, as far as a turn's bytes reach."""
         backlog = self._backlog
+        read_limit = self._bytes_read + _TURN_BYTES
+        write_limit = self._bytes_written + _TURN_BYTES
         for _ in range(min(len(backlog), self._batch_size)):
             record = backlog.popleft()
             record.in_backlog = False
@@ -287,7 +273,7 @@ class Proactor:
 
     def _advance_reads(self, record: Record) -> None:
         """Attempt the pending reads in their order, until one has to wait."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(self._attempts):
             operation = record.reads
             if operation is None or not record.readable or record.read_paused:
                 break
@@ -300,6 +286,8 @@ class Proactor:
                 done = attempts.receive_into(record, operation)
             elif record.listening:
                 done = self._accept(record, operation)
+                if not done:
+                    break
             else:
                 assert isinstance(operation, Armed)
                 done = self._receive_shot(record, operation)
@@ -333,7 +321,7 @@ class Proactor:
     def _accept(self, record: Record, operation: Operation) -> bool:
         """Accept what is waiting: one connection, or many for an armed accept."""
         armed = operation if isinstance(operation, Armed) else None
-        for _ in range(_ACCEPTS):
+        for _ in range(2 * self._attempts):
             if armed is None:
                 shot = operation
             elif len(self._ready) >= self._batch_size:
@@ -421,7 +409,7 @@ class Proactor:
 
     def _advance_writes(self, record: Record) -> None:
         """Attempt the pending writes in their order, until one has to wait."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(self._attempts):
             operation = record.writes
             if operation is None or not record.writable:
                 break

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiogaio.completions import Signal
     from aiogaio.connection import Record
 
@@ -31,11 +33,8 @@ class Target(Protocol):
     def turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
 
-    def read_ready(self, record: Record) -> None:
-        """This descriptor is readable, and a read is pending: make the attempts."""
-
-    def write_ready(self, record: Record) -> None:
-        """This descriptor is writable: make the attempts."""
+    def take(self, events: Sequence[tuple[int, int]]) -> None:
+        """These descriptors are ready: make the attempts."""
 
 
 class Poller(Protocol):

@@ -13,6 +13,8 @@ import socket
 import weakref
 from typing import TYPE_CHECKING
 
+from aiogaio.pollers.base import READABLE, WRITABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,13 +41,15 @@ class _Callback:
     a callback that is let go while its interest is armed asks for a new one.
     """
 
-    __slots__ = ("_interest", "_poller", "_signal", "_target")
+    __slots__ = ("_events", "_interest", "_poller", "_record", "_signal", "_target")
 
-    def __init__(self, poller: LoopPoller, interest: _Interest) -> None:
+    def __init__(self, poller: LoopPoller, interest: _Interest, bits: int) -> None:
         self._poller = weakref.ref(poller)
         self._target = poller.target
-        self._interest = interest
         self._signal = poller.signal
+        self._interest = interest
+        self._record = interest.record
+        self._events = ((self._record.fileno(), bits),)
 
     def __del__(self) -> None:
         poller = self._poller()
@@ -57,12 +61,11 @@ class _Readable(_Callback):
     __slots__ = ()
 
     def __call__(self) -> None:
-        target, interest = self._target(), self._interest
-        if target is None or not interest.armed:
-            return
-        record = interest.record
+        record = self._record
         if record.reads is not None and not record.read_paused:
-            target.read_ready(record)
+            target = self._target()
+            if target is not None:
+                target.take(self._events)
         else:
             record.readable = True
             poller = self._poller()
@@ -74,14 +77,11 @@ class _Writable(_Callback):
     __slots__ = ()
 
     def __call__(self) -> None:
-        target, interest = self._target(), self._interest
-        if target is None or not interest.armed:
-            return
-        record = interest.record
-        target.write_ready(record)
-        poller = self._poller()
-        if record.writes is None and poller is not None:
-            poller.unwatch_writes(record)
+        target, poller = self._target(), self._poller()
+        if target is not None and poller is not None:
+            target.take(self._events)
+            if self._record.writes is None:
+                poller.unwatch_writes(self._record)
 
 
 class LoopPoller:
@@ -128,13 +128,13 @@ class LoopPoller:
     def watch_reads(self, record: Record) -> None:
         fd = record.fileno()
         self._readers[fd] = interest = _Interest(record)
-        self._loop.add_reader(fd, _Readable(self, interest))
+        self._loop.add_reader(fd, _Readable(self, interest, READABLE))
         record.read_watched = True
 
     def watch_writes(self, record: Record) -> None:
         fd = record.fileno()
         self._writers[fd] = interest = _Interest(record)
-        self._loop.add_writer(fd, _Writable(self, interest))
+        self._loop.add_writer(fd, _Writable(self, interest, WRITABLE))
         record.write_watched = True
 
     def unwatch_reads(self, record: Record) -> None:
