@@ -48,6 +48,7 @@ class Record(_socket.socket):
     """
 
     __slots__ = (
+        "__weakref__",
         "in_backlog",
         "latched",
         "listening",

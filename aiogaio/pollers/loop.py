@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 class _Interest:
     """One direction of one descriptor, as the loop watches it."""
 
-    __slots__ = ("armed", "record")
+    __slots__ = ("armed", "fd")
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
         self.armed = True
 
 
 class _Callback:
-    """What the loop holds: the poller weakly, and whoever awaits the watcher (see ``Signal``).
+    """What the loop holds: whoever awaits the watcher (see ``Signal``), and all else weakly.
 
     libuv stops watching a descriptor after EPOLLERR, and uvloop says nothing of it but lets go
     of the callback. A connected UDP socket with one ECONNREFUSED would be deaf from then on, so
@@ -43,13 +43,13 @@ class _Callback:
 
     __slots__ = ("_events", "_interest", "_poller", "_record", "_signal", "_target")
 
-    def __init__(self, poller: LoopPoller, interest: _Interest, bits: int) -> None:
+    def __init__(self, poller: LoopPoller, record: Record, interest: _Interest, bits: int) -> None:
         self._poller = weakref.ref(poller)
         self._target = poller.target
         self._signal = poller.signal
+        self._record = weakref.ref(record)
         self._interest = interest
-        self._record = interest.record
-        self._events = ((self._record.fileno(), bits),)
+        self._events = ((interest.fd, bits),)
 
     def __del__(self) -> None:
         poller = self._poller()
@@ -61,11 +61,11 @@ class _Readable(_Callback):
     __slots__ = ()
 
     def __call__(self) -> None:
-        record = self._record
+        record, target = self._record(), self._target()
+        if record is None or target is None:
+            return
         if record.reads is not None and not record.read_paused:
-            target = self._target()
-            if target is not None:
-                target.take(self._events)
+            target.take(self._events)
         else:
             record.readable = True
             poller = self._poller()
@@ -77,11 +77,12 @@ class _Writable(_Callback):
     __slots__ = ()
 
     def __call__(self) -> None:
-        target, poller = self._target(), self._poller()
-        if target is not None and poller is not None:
-            target.take(self._events)
-            if self._record.writes is None:
-                poller.unwatch_writes(self._record)
+        record, target, poller = self._record(), self._target(), self._poller()
+        if record is None or target is None or poller is None:
+            return
+        target.take(self._events)
+        if record.writes is None:
+            poller.unwatch_writes(record)
 
 
 class LoopPoller:
@@ -89,7 +90,7 @@ class LoopPoller:
 
     name = "loop"
 
-    __slots__ = ("__weakref__", "_inodes", "_loop", "_readers", "_writers", "signal", "target")
+    __slots__ = ("__weakref__", "_loop", "_readers", "_served", "_writers", "signal", "target")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._loop = loop
@@ -97,7 +98,9 @@ class LoopPoller:
         self.signal: Signal = target.signal
         self._readers: dict[int, _Interest] = {}
         self._writers: dict[int, _Interest] = {}
-        self._inodes: dict[int, int] = {}  # tells a descriptor from another of the same number
+        # The records served, each with the inode that tells its descriptor from a later one of
+        # the same number.
+        self._served: dict[int, tuple[Record, int]] = {}
         ours, other = socket.socketpair()
         try:  # a loop that cannot do it says so here, and not at the first request
             loop.add_reader(ours.fileno(), int)
@@ -108,33 +111,33 @@ class LoopPoller:
 
     def register(self, record: Record) -> None:
         fd = record.fileno()
-        self._inodes[fd] = os.fstat(fd).st_ino
+        self._served[fd] = record, os.fstat(fd).st_ino
 
     def unregister(self, record: Record) -> bool:
         fd = record.fileno()
         self.unwatch_reads(record)
         self.unwatch_writes(record)
         ours = self.holds(record)
-        self._inodes.pop(fd, None)
+        self._served.pop(fd, None)
         return ours
 
     def holds(self, record: Record) -> bool:
         fd = record.fileno()
         try:
-            return os.fstat(fd).st_ino == self._inodes.get(fd)
-        except OSError:
+            return os.fstat(fd).st_ino == self._served[fd][1]
+        except (OSError, KeyError):
             return False
 
     def watch_reads(self, record: Record) -> None:
         fd = record.fileno()
-        self._readers[fd] = interest = _Interest(record)
-        self._loop.add_reader(fd, _Readable(self, interest, READABLE))
+        self._readers[fd] = interest = _Interest(fd)
+        self._loop.add_reader(fd, _Readable(self, record, interest, READABLE))
         record.read_watched = True
 
     def watch_writes(self, record: Record) -> None:
         fd = record.fileno()
-        self._writers[fd] = interest = _Interest(record)
-        self._loop.add_writer(fd, _Writable(self, interest, WRITABLE))
+        self._writers[fd] = interest = _Interest(fd)
+        self._loop.add_writer(fd, _Writable(self, record, interest, WRITABLE))
         record.write_watched = True
 
     def unwatch_reads(self, record: Record) -> None:
@@ -162,7 +165,8 @@ class LoopPoller:
         """Register the descriptor with the loop once more, both directions of it."""
         if not lost.armed:
             return
-        fd = lost.record.fileno()
+        fd = lost.fd
+        record, _ = self._served[fd]
         self._loop.remove_reader(fd)
         self._loop.remove_writer(fd)
         for interests, watch in (
@@ -172,7 +176,7 @@ class LoopPoller:
             interest = interests.pop(fd, None)
             if interest is not None:
                 interest.armed = False
-                watch(interest.record)
+                watch(record)
 
     def _drop(
         self, fd: int, interests: dict[int, _Interest], remove: Callable[[int], object]
