@@ -113,9 +113,8 @@ def receive_into(record: Record, operation: ReadInto) -> bool:
 
 def receive_full(record: Record, operation: ReadFull) -> bool:
     """Receive behind what the caller's buffer holds already; done when it is full."""
-    return (
-        _receive_part(record, operation) is not None
-        and (operation.size == operation.length or operation.error is not None)
+    return _receive_part(record, operation) is not None and (
+        operation.size == operation.length or operation.error is not None
     )
 
 

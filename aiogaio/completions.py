@@ -38,6 +38,7 @@ class Signal:
         self.future: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
+        """Let the task that awaits go on, in the loop's next iteration."""
         future, self.future = self.future, None
         if future is not None and not future.done():
             try:

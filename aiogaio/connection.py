@@ -112,6 +112,7 @@ class Record(_socket.socket):
     # The tails are set only while a queue holds two operations or more.
 
     def append_read(self, operation: Operation) -> None:
+        """Queue a read, or an accept."""
         last = self.reads_tail or self.reads
         if last is None:
             self.reads = operation
@@ -120,6 +121,7 @@ class Record(_socket.socket):
             self.reads_tail = operation
 
     def append_write(self, operation: Operation) -> None:
+        """Queue a write."""
         last = self.writes_tail or self.writes
         if last is None:
             self.writes = operation
@@ -128,6 +130,7 @@ class Record(_socket.socket):
             self.writes_tail = operation
 
     def prepend_write(self, operation: Operation) -> None:
+        """Put a write back to the head of its queue."""
         first = self.writes
         self.writes = operation
         if first is not None:
@@ -135,6 +138,7 @@ class Record(_socket.socket):
             self.writes_tail = self.writes_tail or first
 
     def remove_read(self, operation: Operation) -> None:
+        """Take a read, or an accept, out of its queue, wherever it stands."""
         if operation is self.reads:
             self.reads = operation._next
             self.read_paused = False
@@ -145,6 +149,7 @@ class Record(_socket.socket):
         _unlink(operation)
 
     def remove_write(self, operation: Operation) -> None:
+        """Take a write out of its queue, wherever it stands."""
         if operation is self.writes:
             self.writes = operation._next
         if operation is self.writes_tail:

@@ -90,7 +90,7 @@ class ReadInto(Operation):
 
     @property
     def data(self) -> memoryview:
-        # Made when asked for: nothing here holds a view of the buffer meanwhile.
+        """The bytes received, a view made when asked for: nothing here holds one meanwhile."""
         return memoryview(self.buffer).cast("B")[: self.size]
 
     @data.setter

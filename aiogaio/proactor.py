@@ -187,9 +187,7 @@ class Proactor:
                         if operation._timer is not None:
                             self._deadlines.discard(operation)
                         deliver(operation)
-                elif (
-                    type(operation) is Armed and not record.listening and len(ready) < batch_size
-                ):
+                elif type(operation) is Armed and not record.listening and len(ready) < batch_size:
                     shot = receive_shot(record, operation, room)
                     if shot is operation:
                         record.reads = None

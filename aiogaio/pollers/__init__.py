@@ -16,11 +16,12 @@ import select
 from typing import TYPE_CHECKING
 
 from aiogaio.errors import UnsupportedLoopError
-from aiogaio.pollers.base import Poller, Target
 from aiogaio.pollers.loop import LoopPoller
 
 if TYPE_CHECKING:
     import asyncio
+
+    from aiogaio.pollers.base import Poller, Target
 
 NAMES = ("auto", "epoll", "loop")
 

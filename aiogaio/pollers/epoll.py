@@ -11,7 +11,6 @@ that one alone, level-triggered, as it would a socket.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import select
 import weakref
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from aiogaio.pollers.base import PEER_HANGUP, READABLE, URGENT, WRITABLE
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiogaio.completions import Signal
     from aiogaio.connection import Record
     from aiogaio.pollers.base import Target

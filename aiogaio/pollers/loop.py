@@ -7,7 +7,6 @@ a write waits. Nothing is registered for a connection on which nothing is pendin
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import weakref
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from aiogaio.pollers.base import READABLE, WRITABLE
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from aiogaio.completions import Signal
