@@ -56,8 +56,8 @@ class Completions:
         self._loop = loop
         self._waiting = False
         self.ready: list[Operation] = []
-        self.signal = Signal()
-        self.slice_end = 0.0
+        self.signal: Signal = Signal()
+        self.slice_end: float = 0.0
 
     async def wait(self, look: Callable[[], bool]) -> None:
         """Return when ``ready`` holds something.

@@ -73,29 +73,29 @@ class Record(_socket.socket):
 
     def __init__(self, family: int, kind: int, proto: int, fd: int, *, listening: bool) -> None:
         super().__init__(family, kind, proto, fd)
-        self.open = True
-        self.listening = listening
+        self.open: bool = True
+        self.listening: bool = listening
         self.reads = self.reads_tail = None
         self.writes = self.writes_tail = None
         # Readiness: false only after an attempt has proven it, true again with the next event.
-        self.readable = True
-        self.writable = True
+        self.readable: bool = True
+        self.writable: bool = True
         # A receive that is shorter than the room has emptied a TCP socket (epoll(7), question 9).
         # Not a Unix socket: it stops at passed descriptors. Not after an event that tells of the
         # end, an error or urgent data either: the next receive would find the end or stops at the
         # mark, and no further edge tells of it.
-        self.short_is_empty = (
+        self.short_is_empty: bool = (
             kind == socket.SOCK_STREAM
             and family in (socket.AF_INET, socket.AF_INET6)
             and proto in (0, socket.IPPROTO_TCP)
         )
         # Whether the poller reports this direction.
-        self.read_watched = False
-        self.write_watched = False
+        self.read_watched: bool = False
+        self.write_watched: bool = False
         # A multishot request that may not take more for now, though the socket is readable.
-        self.read_paused = False
+        self.read_paused: bool = False
         # It waits in the watcher's backlog to go on without an event.
-        self.in_backlog = False
+        self.in_backlog: bool = False
         # The error that ended the stream, whichever call it was that the system told.
         self.latched: OSError | None = None
         # The error of a write that was cut in the middle, until its result has been handed over.

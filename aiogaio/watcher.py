@@ -428,12 +428,11 @@ class Watcher(Proactor):
         deadline: float | None,
         multishot: bool,
     ) -> tuple[Operation, float | None]:
-        if buffer is not None:
-            if multishot:
-                raise ValueError(
-                    "a multishot read brings its own bytes for each arrival: pass no buffer"
-                )
-            length = _room(buffer)
+        length = 0 if buffer is None else _room(buffer)
+        if buffer is not None and multishot:
+            raise ValueError(
+                "a multishot read brings its own bytes for each arrival: pass no buffer"
+            )
         due = self._due(timeout, deadline)
         connection = self._readable(conn)
         if buffer is not None:

@@ -45,13 +45,13 @@ class Client:
     __slots__ = ("message", "number", "received", "round_trips", "sent_at", "sock", "unsent")
 
     def __init__(self, number: int, sock: socket.socket) -> None:
-        self.number = number
-        self.sock = sock
-        self.message = b""
-        self.received = 0
+        self.number: int = number
+        self.sock: socket.socket = sock
+        self.message: bytes = b""
+        self.received: int = 0
         self.unsent: memoryview | None = None
-        self.sent_at = 0.0
-        self.round_trips = 0
+        self.sent_at: float = 0.0
+        self.round_trips: int = 0
 
 
 class Load:

@@ -36,8 +36,8 @@ class EchoServer:
     """Sends back what it receives. It reads on when that is written: back-pressure."""
 
     def __init__(self, watcher: Watcher, listener: socket.socket) -> None:
-        self.batches = Batches()
-        self.served = 0
+        self.batches: Batches = Batches()
+        self.served: int = 0
         self._watcher = watcher
         self._listener = watcher.delegate(listener)
 

@@ -32,9 +32,11 @@ class Target(Protocol):
 
     def turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
+        ...
 
     def take(self, events: Sequence[tuple[int, int]]) -> None:
         """These descriptors are ready: make the attempts."""
+        ...
 
 
 class Poller(Protocol):
@@ -44,27 +46,35 @@ class Poller(Protocol):
 
     def register(self, record: Record) -> None:
         """Begin to serve a descriptor that is not registered. Raises :exc:`OSError`."""
+        ...
 
     def unregister(self, record: Record) -> bool:
         """Stop serving it, before it is closed; returns as :meth:`holds`."""
+        ...
 
     def holds(self, record: Record) -> bool:
         """Whether the number still means the descriptor that was registered.
 
         It does not if hostile code has closed it: then the number may be anybody's.
         """
+        ...
 
     def watch_reads(self, record: Record) -> None:
         """Report when it becomes readable, if that is not being done."""
+        ...
 
     def watch_writes(self, record: Record) -> None:
         """Report when it becomes writable, if that is not being done."""
+        ...
 
     def poll(self) -> list[tuple[int, int]]:
         """What is ready at this moment, as ``(descriptor, events)``. Does not wait."""
+        ...
 
     def close(self) -> None:
         """Unregister from the loop and close what is the poller's own."""
+        ...
 
     def abandon(self) -> None:
         """As :meth:`close` in the child of a fork: leave alone what the parent shares."""
+        ...

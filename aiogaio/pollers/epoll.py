@@ -11,7 +11,6 @@ that one alone, level-triggered, as it would a socket.
 
 from __future__ import annotations
 
-import functools
 import select
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -48,12 +47,12 @@ class EpollPoller:
 
     name = "epoll"
 
-    __slots__ = ("_epoll", "_loop", "poll")
+    __slots__ = ("_batch_size", "_epoll", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, batch_size: int) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self.poll = functools.partial(self._epoll.poll, 0, batch_size)
+        self._batch_size = batch_size
         try:
             loop.add_reader(self._epoll.fileno(), _Callback(target))
         except BaseException:
@@ -83,6 +82,9 @@ class EpollPoller:
 
     def watch_writes(self, record: Record) -> None:
         """Nothing to do: both directions are watched from ``register`` on."""
+
+    def poll(self) -> list[tuple[int, int]]:
+        return self._epoll.poll(0, self._batch_size)
 
     def close(self) -> None:
         # First out of the loop, then closed: uvloop aborts the process otherwise.

@@ -29,8 +29,8 @@ class _Interest:
     __slots__ = ("armed", "fd")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.armed = True
+        self.fd: int = fd
+        self.armed: bool = True
 
 
 class _Callback:
@@ -94,7 +94,7 @@ class LoopPoller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._loop = loop
-        self.target = weakref.ref(target)
+        self.target: weakref.ref[Target] = weakref.ref(target)
         self.signal: Signal = target.signal
         self._readers: dict[int, _Interest] = {}
         self._writers: dict[int, _Interest] = {}
