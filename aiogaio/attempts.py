@@ -4,6 +4,9 @@ Each function makes one non-blocking system call for one operation, writes down 
 and returns whether the operation is done. They know nothing of queues, watchers or loops. The
 readiness bits of the record are kept here, since only an attempt can prove that there is nothing
 left: EAGAIN does, and on TCP a receive or send that was shorter than it could have been.
+
+Errors are delivered without their traceback: its frames would keep alive all that stood in the
+watcher's own calls, for as long as the program keeps the result.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def receive(record: Record, operation: Operation, room: int) -> bool:
         return False
     except OSError as error:
         record.latch(error)
-        operation.error = error
+        operation.error = error.with_traceback(None)
         return True
     size = len(data)
     if size < room:
@@ -84,7 +87,7 @@ def receive_shot(record: Record, armed: Armed, room: int) -> Operation | None:
         return None
     except OSError as error:
         record.latch(error)
-        armed.error = error
+        armed.error = error.with_traceback(None)
         return armed
     size = len(data)
     if size < room:
@@ -121,7 +124,7 @@ def receive_full(record: Record, operation: ReadFull) -> bool:
 def _receive_part(record: Record, operation: ReadInto) -> int | None:
     """Receive once behind the ``size`` bytes already there; ``None`` if nothing has arrived."""
     done = operation.size
-    room = min(operation.length - done, CHUNK)
+    room = _share(record, operation.length - done)
     try:
         with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
             if octets.nbytes != operation.length:
@@ -133,10 +136,10 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
         return None
     except OSError as error:
         record.latch(error)
-        operation.error = error
+        operation.error = error.with_traceback(None)
         return 0
     except (BufferError, TypeError, ValueError) as error:  # resized or released by its owner
-        operation.error = error
+        operation.error = error.with_traceback(None)
         return 0
     if size < room:
         if size == 0 and _ends_with_zero(record):
@@ -168,7 +171,7 @@ def send(record: Record, operation: Write) -> bool:
     Raises :exc:`OSError` for all but EAGAIN.
     """
     done = operation.size - operation.skipped
-    room = min(operation.length - done, CHUNK)
+    room = _share(record, operation.length - done)
     try:
         with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
             if octets.nbytes != operation.length:
@@ -179,7 +182,7 @@ def send(record: Record, operation: Write) -> bool:
         record.writable = False
         return False
     except (BufferError, TypeError, ValueError) as error:  # resized or released by its owner
-        operation.error = error
+        operation.error = error.with_traceback(None)
         return True
     if sent < room:
         record.writable = False
@@ -202,6 +205,11 @@ def accept(listener: Record) -> tuple[int, Any] | None:
         except OSError as error:
             if error.errno not in _ARRIVAL_ERRORS:
                 raise
+
+
+def _share(record: Record, left: int) -> int:
+    """How many of the bytes left one attempt may move: a message goes whole or not at all."""
+    return CHUNK if left > CHUNK and record.type == socket.SOCK_STREAM else left
 
 
 def _ends_with_zero(record: Record) -> bool:

@@ -333,7 +333,7 @@ class Proactor:
                 fd, shot.address = accepted
                 shot.accepted = self._enrol_accepted(take_accepted(fd, record))
             except OSError as error:
-                shot.error = error
+                shot.error = error.with_traceback(None)
                 if armed is not None and error.errno not in attempts.ACCEPT_SHORTAGE:
                     armed.error = error
                     return True
@@ -483,7 +483,7 @@ class Proactor:
     def _finish(self, operation: Operation, error: Exception | None = None) -> None:
         """Complete an operation that is in no queue any more, and deliver it."""
         if error is not None:
-            operation.error = error
+            operation.error = error.with_traceback(None)
         operation.completed = True
         if operation._timer is not None:
             self._deadlines.discard(operation)

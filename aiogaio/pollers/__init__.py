@@ -38,7 +38,8 @@ def open_poller(
         try:
             return EpollPoller(loop, target, batch_size)
         except (AttributeError, NotImplementedError) as error:
-            raise _unsupported(loop) from error
+            if name == "epoll":
+                raise _unsupported(loop) from error
         except (OSError, ValueError):
             if name == "epoll":
                 raise
