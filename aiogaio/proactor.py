@@ -38,9 +38,11 @@ from aiogaio.errors import (
     UnsupportedLoopError,
     WatcherClosedError,
 )
+from aiogaio.inbox import Inbox
 from aiogaio.operation import Accept, Armed, Operation, OpType, ReadFull, ReadInto, Write, start
 from aiogaio.pollers import open_poller
 from aiogaio.pollers.base import FOR_READS, FOR_WRITES, UNCERTAIN
+from aiogaio.timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +78,6 @@ class Proactor:
         "_deadlines",
         "_deliver",
         "_inbox",
-        "_lock",
         "_loop",
         "_paused",
         "_poller",
@@ -115,7 +116,7 @@ class Proactor:
 
         self._records: list[Record | None] = []  # by descriptor; numbers are small and dense
         self._deadlines = Deadlines()
-        self._timer: tuple[float, asyncio.TimerHandle] | None = None
+        self._timer = Timer(loop, self._on_timer)
 
         # Records that can go on without an event, and whether the loop will come for them.
         self._backlog: deque[Record] = deque()
@@ -124,9 +125,7 @@ class Proactor:
         self._paused: list[Record] = []
         # Torn writes whose results have not been handed over.
         self._torn: list[tuple[Operation, Record]] = []
-        # What other threads have asked for, and the lock that orders them against close().
-        self._inbox: deque[Callable[[], object]] = deque()
-        self._lock = threading.RLock()  # reentrant: a finalizer may need it, too
+        self._inbox = Inbox(loop)
 
         self._submitted = self._collected = self._silent = self._shots = self._batches = 0
         self._bytes_read = self._bytes_written = 0
@@ -552,19 +551,10 @@ class Proactor:
 
     def _add_deadline(self, operation: Operation, due: float) -> None:
         self._deadlines.add(operation, due)
-        self._arm_timer(due)
-
-    def _arm_timer(self, when: float) -> None:
-        """Have one timer of the loop run at ``when`` or before."""
-        if self._timer is not None:
-            if self._timer[0] <= when:
-                return
-            self._timer[1].cancel()
-        self._timer = (when, self._loop.call_at(when, _weakly(self._on_timer)))
+        self._timer.set(due)
 
     def _on_timer(self) -> None:
         """Expire what is due, for a few milliseconds at most, and set the next timer."""
-        self._timer = None
         now = self._loop.time()
         stop = time.monotonic() + _EXPIRY_SLICE
         expired = 0
@@ -576,7 +566,7 @@ class Proactor:
         earliest = self._deadlines.earliest()
         if earliest is not None:
             # uvloop's timers count whole milliseconds and may come up to half of one early.
-            self._arm_timer(earliest if expired else max(earliest, now + 0.001))
+            self._timer.set(earliest if expired else max(earliest, now + 0.001))
         if self._ready:
             self.signal.wake()
 
@@ -629,7 +619,7 @@ class Proactor:
         record.open = record.readable = record.writable = False
         for operation in (*_chain(record.reads), *_chain(record.writes)):
             operation._next = operation._previous = None
-            self._finish(operation, error)
+            self._finish(operation, type(error)(*error.args))  # each its own: it may be raised
         record.reads = record.reads_tail = record.writes = record.writes_tail = None
         if fd < len(self._records) and self._records[fd] is record:
             self._records[fd] = None
@@ -647,29 +637,17 @@ class Proactor:
             return
         try:
             self._post(lambda: self._free(record))
-        except (RuntimeError, WatcherClosedError):
+        except WatcherClosedError:
             self._free(record)
 
     # --- Other threads -------------------------------------------------------------------------
 
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
-        with self._lock:
-            if self._closed:
-                raise WatcherClosedError("the watcher is closed")
-            self._inbox.append(action)
-            if len(self._inbox) > 1:
-                return  # somebody has called the loop already
-            try:
-                self._loop.call_soon_threadsafe(self._run_inbox)
-            except RuntimeError as error:  # the loop is closed, and nobody told the watcher
-                self._inbox.pop()
-                raise WatcherClosedError("the watcher's event loop is closed") from error
+        self._inbox.post(action, self._run_inbox)
 
     def _run_inbox(self) -> None:
-        inbox = self._inbox
-        while inbox:
-            inbox.popleft()()
+        self._inbox.empty()
         self._after_submission()
 
     def _close_from_finalizer(self) -> None:
@@ -685,26 +663,23 @@ class Proactor:
     # --- The end -------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._inbox.close():
+            return
+        self._closed = True
         self._backlog.clear()
         self._paused.clear()
         for record in self._records:
             if record is not None:
                 self._release(record, WatcherClosedError("the watcher was closed"))
         self._run_inbox()
-        if self._timer is not None:
-            self._timer[1].cancel()
-            self._timer = None
+        self._timer.cancel()
         self._poller.close()
         self.signal.wake()
 
     def _abandon(self) -> None:
         """In the child of a fork: close our copies and leave alone what the parent shares."""
         self._closed = True
-        self._lock = threading.RLock()  # another thread may have held it
+        self._inbox.abandon()
         for record in self._records:
             if record is not None:
                 record.open = record.readable = record.writable = False
@@ -734,21 +709,9 @@ def _behind_torn(cause: Exception) -> OperationCancelledError:
 def _keep_rest(operation: Write) -> None:
     """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
     with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
-        operation.buffer = rest = octets[operation.size :].tobytes()
+        operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
     operation.skipped = operation.size
     operation.length = len(rest)
-
-
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """A callback that does not keep the method's owner alive while the loop holds it."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        alive = reference()
-        if alive is not None:
-            alive()
-
-    return call
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -518,7 +518,7 @@ class Watcher(Proactor):
         if self._loop.is_closed():
             self.close()
             raise WatcherClosedError("the watcher's event loop is closed, and so is the watcher")
-        with self._lock:  # two threads may bring the same socket
+        with self._inbox.lock:  # two threads may bring the same socket
             return self._delegated(conn) or self._delegate(conn)
 
     def _delegated(self, conn: object) -> Connection | None:
@@ -530,7 +530,7 @@ class Watcher(Proactor):
         return self._spent.get(conn) if isinstance(conn, socket.socket) else None
 
     def _delegate(self, conn: object) -> Connection:
-        if self._closed:  # since the caller looked
+        if self._inbox.closed:  # since the caller looked
             raise WatcherClosedError("the watcher is closed")
         sock = check_supported(conn)
         self._check_no_transport(sock)
