@@ -75,7 +75,6 @@ class Completions:
             if time.monotonic() >= self.slice_end:
                 await asyncio.sleep(0)
                 self.slice_end = time.monotonic() + SLICE
-                look()
             while not self.ready:
                 if not look():
                     raise WatcherClosedError("the watcher is closed and all results are collected")

@@ -92,7 +92,7 @@ class Record(_socket.socket):
         # Whether the poller reports this direction.
         self.read_watched: bool = False
         self.write_watched: bool = False
-        # A multishot request that may not take more for now, though the socket is readable.
+        # Its multishot request waits for room among the results, or for the system to recover.
         self.read_paused: bool = False
         # It waits in the watcher's backlog to go on without an event.
         self.in_backlog: bool = False
@@ -283,5 +283,7 @@ class Connection:
         # whose construction failed has no record.
         record = getattr(self, "_record", None)
         if record is not None and record.open:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._watcher._release_orphan(record)
+            try:  # the warning may be an error, and has to come while there is something to show
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self._watcher._release_orphan(record)

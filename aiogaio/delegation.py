@@ -15,7 +15,7 @@ def check_supported(sock: object) -> socket.socket:
     """Return ``sock`` if it can be delegated; else raise :exc:`UnsupportedConnectionError`."""
     if not isinstance(sock, socket.socket):
         if hasattr(sock, "get_extra_info") or type(sock).__name__ == "TransportSocket":
-            hint = "it belongs to an asyncio transport, which goes on reading it"
+            hint = "an asyncio transport goes on reading it; pass a socket that no transport owns"
         else:
             hint = "pass a Connection or a socket.socket"
         raise UnsupportedConnectionError(f"cannot delegate {_name(sock)}: {hint}")
@@ -35,12 +35,16 @@ def check_supported(sock: object) -> socket.socket:
     return sock
 
 
+def is_listening(sock: socket.socket) -> bool:
+    """Whether ``sock`` accepts connections, rather than being one (SO_ACCEPTCONN, socket(7))."""
+    if sock.type != socket.SOCK_STREAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def take_over(sock: socket.socket) -> Record:
     """Make a record of the descriptor of ``sock``, which still has it, too: see :func:`spend`."""
-    kind, listening = sock.type, False
-    if kind == socket.SOCK_STREAM:
-        listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    record = Record(sock.family, kind, sock.proto, sock.fileno(), listening=listening)
+    record = Record(sock.family, sock.type, sock.proto, sock.fileno(), listening=is_listening(sock))
     _prepare(record)
     return record
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 8
 #: Bytes to move in one turn: about 2 ms. What is ready beyond it waits for the next turn.
 _TURN_BYTES: Final = 4 * 1024 * 1024
+#: Bytes that writes send at the call, until the loop has run: about 8 ms of large messages.
+_BURST_BYTES: Final = 16 * 1024 * 1024
 #: Seconds of expiring deadlines in one go.
 _EXPIRY_SLICE: Final = 0.003
 #: Seconds until a send that met a shortage of memory is tried again, and an accept.
@@ -67,7 +69,6 @@ class Proactor:
         "_attempts",
         "_backlog",
         "_batch_size",
-        "_batches",
         "_buffer_size",
         "_bytes_read",
         "_bytes_written",
@@ -77,9 +78,9 @@ class Proactor:
         "_completions",
         "_deadlines",
         "_deliver",
+        "_hungry",
         "_inbox",
         "_loop",
-        "_paused",
         "_poller",
         "_ready",
         "_records",
@@ -91,6 +92,7 @@ class Proactor:
         "_torn",
         "_turn_scheduled",
         "_write_limit",
+        "batches",
         "signal",
     )
 
@@ -98,11 +100,11 @@ class Proactor:
         self._closed = True  # until it is made: a finalizer may find a half-made one
         try:
             self._loop = loop = asyncio.get_running_loop()
-        except RuntimeError as error:
+        except RuntimeError:
             raise UnsupportedLoopError(
                 "a Watcher is bound to the running event loop and there is none: "
                 "create it inside a coroutine, for example under asyncio.run(main())"
-            ) from error
+            ) from None
         self._thread = threading.get_native_id()
         self._clock = _clock_of(loop)
         self._buffer_size = buffer_size
@@ -121,16 +123,17 @@ class Proactor:
         # Records that can go on without an event, and whether the loop will come for them.
         self._backlog: deque[Record] = deque()
         self._turn_scheduled = False
-        # Records whose multishot request waits for the consumer.
-        self._paused: list[Record] = []
+        # Records whose multishot request waits for the consumer to collect, in their order.
+        self._hungry: deque[Record] = deque()
         # Torn writes whose results have not been handed over.
         self._torn: list[tuple[Operation, Record]] = []
         self._inbox = Inbox(loop)
 
-        self._submitted = self._collected = self._silent = self._shots = self._batches = 0
+        self._submitted = self._collected = self._silent = self._shots = 0
+        self.batches: int = 0
         self._bytes_read = self._bytes_written = 0
         # Bytes after which writes are queued instead of sent at the call, until the loop has run.
-        self._write_limit = _TURN_BYTES
+        self._write_limit = _BURST_BYTES
 
         self._poller = open_poller(poller, loop, self, batch_size)
         self._closed = False
@@ -150,6 +153,9 @@ class Proactor:
         if self._backlog:
             self._serve_backlog()
         self.take(events)
+        if self._hungry:
+            self._feed()
+            self._settle()
         return True
 
     def take(self, events: Sequence[tuple[int, int]]) -> None:
@@ -159,9 +165,10 @@ class Proactor:
         out in the loop, which saves two calls for each message.
         """
         read_limit = self._bytes_read + _TURN_BYTES
-        self._write_limit = write_limit = self._bytes_written + _TURN_BYTES
+        write_limit = self._bytes_written + _TURN_BYTES
+        self._write_limit = self._bytes_written + _BURST_BYTES
         records, room, batch_size = self._records, self._buffer_size, self._batch_size
-        ready, deliver = self._ready, self._deliver
+        ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
         for fd, bits in events:
             record = records[fd]
@@ -186,7 +193,13 @@ class Proactor:
                         if operation._timer is not None:
                             self._deadlines.discard(operation)
                         deliver(operation)
-                elif type(operation) is Armed and not record.listening and len(ready) < batch_size:
+                elif type(operation) is not Armed:
+                    self._advance_reads(record)
+                elif hungry or len(ready) >= batch_size:
+                    self._queue_up(record)
+                elif record.listening:
+                    self._advance_reads(record)
+                else:
                     shot = receive_shot(record, operation, room)
                     if shot is operation:
                         record.reads = None
@@ -199,8 +212,6 @@ class Proactor:
                         deliver(shot)
                         if record.readable:
                             self._advance_reads(record)
-                else:
-                    self._advance_reads(record)
             if bits & FOR_WRITES:
                 record.writable = True
                 if record.writes is None:
@@ -226,7 +237,10 @@ class Proactor:
                 self._put_off(record)
                 continue
             if record.reads is not None and record.readable:
-                self._advance_reads(record)
+                if self._hungry and isinstance(record.reads, Armed):
+                    self._queue_up(record)
+                else:
+                    self._advance_reads(record)
             if record.writes is not None and record.writable:
                 self._advance_writes(record)
 
@@ -266,7 +280,7 @@ class Proactor:
                     self._add_deadline(operation, due)
                 if not record.read_watched and not record.read_paused:
                     self._watch_reads(record)
-        self._after_submission()
+        self._settle()
 
     def _advance_reads(self, record: Record) -> None:
         """Attempt the pending reads in their order, until one has to wait."""
@@ -304,7 +318,8 @@ class Proactor:
     def _receive_shot(self, record: Record, armed: Armed) -> bool:
         """Receive once for an armed read and deliver it; true if that was the end."""
         if len(self._ready) >= self._batch_size:
-            return self._pause(record)
+            self._queue_up(record)
+            return False
         shot = attempts.receive_shot(record, armed, self._buffer_size)
         if shot is None or shot is armed:
             return shot is armed
@@ -322,7 +337,8 @@ class Proactor:
             if armed is None:
                 shot = operation
             elif len(self._ready) >= self._batch_size:
-                return self._pause(record)
+                self._queue_up(record)
+                return False
             else:
                 shot = start(Accept(), OpType.ACCEPT, operation.conn, operation.context)
             try:
@@ -349,11 +365,25 @@ class Proactor:
                 return False
         return False
 
-    def _pause(self, record: Record) -> bool:
-        """Let an armed request take nothing until the consumer has collected what is there."""
-        record.read_paused = True
-        self._paused.append(record)
-        return False
+    def _queue_up(self, record: Record) -> None:
+        """Let an armed request take nothing until the consumer has collected, and its turn comes.
+
+        One queue for all: a connection that is ready again at once stands behind those that wait.
+        """
+        if not record.read_paused:
+            record.read_paused = True
+            self._hungry.append(record)
+
+    def _feed(self) -> None:
+        """Let armed requests take, in the order of their queue, as far as there is room."""
+        hungry, ready = self._hungry, self._ready
+        for _ in range(len(hungry)):
+            if len(ready) >= self._batch_size:
+                return
+            record = hungry.popleft()
+            record.read_paused = False
+            if record.reads is not None and record.readable:
+                self._advance_reads(record)
 
     def _resume(self, record: Record) -> None:
         """Let an armed request take again."""
@@ -381,7 +411,7 @@ class Proactor:
             return
         if record.torn is not None:
             self._finish(operation, _behind_torn(record.torn))
-            self._after_submission()
+            self._settle()
             return
         first = record.writes is None
         overdue = due is not None and due <= self._loop.time()
@@ -402,7 +432,7 @@ class Proactor:
                     self._add_deadline(operation, due)
                 if not record.write_watched and not record.writable:
                     self._watch_writes(record)
-        self._after_submission()
+        self._settle()
 
     def _advance_writes(self, record: Record) -> None:
         """Attempt the pending writes in their order, until one has to wait."""
@@ -443,7 +473,7 @@ class Proactor:
         record.latch(error)
         if error.errno not in attempts.SHORTAGE:
             self._finish_write(record, operation, error)
-            self._after_submission()
+            self._settle()
             return
         # No event will tell when the system has memory again. The write goes back to its place.
         record.writable = False
@@ -514,7 +544,7 @@ class Proactor:
         """Hand completed operations over to the consumer."""
         batch = self._completions.take(limit)
         if batch:
-            self._batches += 1
+            self.batches += 1
             self._collected += len(batch)
         if self._torn:
             waiting = {id(operation) for operation in self._ready}
@@ -522,14 +552,12 @@ class Proactor:
                 if id(operation) not in waiting:
                     record.torn = None
             self._torn = [entry for entry in self._torn if id(entry[0]) in waiting]
-        if self._paused and not self._closed:
-            paused, self._paused = self._paused, []
-            for record in paused:
-                self._resume(record)
+        if self._hungry and not self._closed:
+            self._schedule_turn()
         return batch
 
-    def _after_submission(self) -> None:
-        """What is left to do at the end of a request call that did not take the short way."""
+    def _settle(self) -> None:
+        """See to it that the loop comes back for what can go on, and the consumer for results."""
         if self._backlog:
             self._schedule_turn()
         if self._ready and self.signal.future is not None:
@@ -648,7 +676,7 @@ class Proactor:
 
     def _run_inbox(self) -> None:
         self._inbox.empty()
-        self._after_submission()
+        self._settle()
 
     def _close_from_finalizer(self) -> None:
         """Close a watcher that nobody holds, in the thread that the loop allows it in."""
@@ -667,26 +695,30 @@ class Proactor:
             return
         self._closed = True
         self._backlog.clear()
-        self._paused.clear()
+        self._hungry.clear()
         for record in self._records:
             if record is not None:
                 self._release(record, WatcherClosedError("the watcher was closed"))
         self._run_inbox()
         self._timer.cancel()
         self._poller.close()
+        _proactors.discard(self)
         self.signal.wake()
 
     def _abandon(self) -> None:
         """In the child of a fork: close our copies and leave alone what the parent shares."""
         self._closed = True
         self._inbox.abandon()
+        ours = self._poller.abandon()
         for record in self._records:
             if record is not None:
                 record.open = record.readable = record.writable = False
-                record.close()
+                if record.fileno() in ours:
+                    record.close()
+                else:
+                    record.detach()
         self._records.clear()
         self._ready.clear()
-        self._poller.abandon()
 
 
 def _chain(operation: Operation | None) -> list[Operation]:

@@ -16,7 +16,7 @@ from aiogaio import attempts
 from aiogaio.affinity import pin_thread
 from aiogaio.completions import BATCH_LIMIT
 from aiogaio.connection import Connection
-from aiogaio.delegation import check_supported, give_back, spend, take_over
+from aiogaio.delegation import check_supported, give_back, is_listening, spend, take_over
 from aiogaio.errors import (
     EmptyBufferError,
     UnsupportedConnectionError,
@@ -77,34 +77,11 @@ class Watcher(Proactor):
         """
         return self._connection_of(sock)
 
-    # Type checkers see the options of read() and write() as keyword-only, as in all the calls.
-    # The functions do not insist: keyword-only parameters cost 60 to 80 ns for each call.
-
-    @overload
     def read(
         self,
         conn: Connection | socket.socket,
         buffer: WriteableBuffer | None = None,
         *,
-        context: Any = None,
-        timeout: float | None = None,
-        deadline: float | None = None,
-    ) -> Operation: ...
-    @overload
-    def read(
-        self,
-        conn: Connection | socket.socket,
-        buffer: None = None,
-        *,
-        context: Any = None,
-        timeout: float | None = None,
-        deadline: float | None = None,
-        multishot: bool,
-    ) -> Operation: ...
-    def read(
-        self,
-        conn: Connection | socket.socket,
-        buffer: WriteableBuffer | None = None,
         context: Any = None,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -207,6 +184,7 @@ class Watcher(Proactor):
         self,
         conn: Connection | socket.socket,
         data: ReadableBuffer,
+        *,
         context: Any = None,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -387,8 +365,10 @@ class Watcher(Proactor):
     def __del__(self) -> None:
         if getattr(self, "_closed", True):
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        self._close_from_finalizer()
+        try:  # the warning may be an error
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self._close_from_finalizer()
 
     def statistics(self) -> Statistics:
         """A snapshot of the counters."""
@@ -400,7 +380,7 @@ class Watcher(Proactor):
             connections=self._count_connections(),
             bytes_read=self._bytes_read,
             bytes_written=self._bytes_written,
-            batches=self._batches,
+            batches=self.batches,
             poller=self._poller.name,
         )
 
@@ -434,7 +414,7 @@ class Watcher(Proactor):
                 "a multishot read brings its own bytes for each arrival: pass no buffer"
             )
         due = self._due(timeout, deadline)
-        connection = self._readable(conn)
+        connection = self._connection_of(conn, listening=False)
         if buffer is not None:
             operation = start(ReadInto(), OpType.READ, connection, context)
             operation.buffer, operation.length = buffer, length
@@ -453,7 +433,8 @@ class Watcher(Proactor):
     ) -> tuple[Operation, float | None]:
         length = _room(buffer)
         due = self._due(timeout, deadline)
-        operation = start(ReadFull(), OpType.READ, self._readable(conn), context)
+        connection = self._connection_of(conn, listening=False)
+        operation = start(ReadFull(), OpType.READ, connection, context)
         operation.buffer, operation.length = buffer, length
         return operation, due
 
@@ -480,11 +461,7 @@ class Watcher(Proactor):
         multishot: bool,
     ) -> tuple[Operation, float | None]:
         due = self._due(timeout, deadline)
-        connection = self._connection_of(listener)
-        if not connection._record.listening:
-            raise UnsupportedConnectionError(
-                f"{connection!r} does not listen: call listen() before it is delegated"
-            )
+        connection = self._connection_of(listener, listening=True)
         if not multishot:
             return start(Accept(), OpType.ACCEPT, connection, context), due
         return _new_armed(OpType.ACCEPT, connection, context, timeout, due), due
@@ -499,41 +476,48 @@ class Watcher(Proactor):
             raise ValueError("pass a timeout or a deadline, not both")
         else:
             name, value, start = "timeout", timeout, self._clock()
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} takes seconds as a number, not {type(value).__name__!r}")
         if not value >= 0:  # false for NaN as well
             raise ValueError(f"{name} must not be negative or NaN, but is {value!r}")
         if not value:  # past by any clock, also one that stood still since the call began
             return 0.0
         return None if value == math.inf else start + value
 
-    def _readable(self, conn: object) -> Connection:
-        connection = self._connection_of(conn)
-        if connection._record.listening:
-            raise UnsupportedConnectionError(f"{connection!r} is a listener: use accept()")
-        return connection
+    def _connection_of(self, conn: object, *, listening: bool | None = None) -> Connection:
+        """The connection that ``conn`` is or stands for; a socket is delegated on the spot.
 
-    def _connection_of(self, conn: object) -> Connection:
-        """The connection that ``conn`` is or stands for; a socket is delegated on the spot."""
+        ``listening`` is what the request needs it to be, if that matters.
+        """
         if self._closed:
-            raise WatcherClosedError("the watcher is closed")
+            raise WatcherClosedError("the watcher is closed: make another one")
         if self._loop.is_closed():
             self.close()
             raise WatcherClosedError("the watcher's event loop is closed, and so is the watcher")
         with self._inbox.lock:  # two threads may bring the same socket
-            return self._delegated(conn) or self._delegate(conn)
+            connection = self._delegated(conn)
+            if connection is None:
+                return self._delegate(conn, listening)
+        _check_listening(conn, connection._record.listening, listening)
+        return connection
 
     def _delegated(self, conn: object) -> Connection | None:
         """The connection that ``conn`` is, or stands for since it was delegated here."""
         if isinstance(conn, Connection):
             if conn._watcher is not self:
-                raise UnsupportedConnectionError(f"{conn!r} belongs to another watcher")
+                raise UnsupportedConnectionError(
+                    f"{conn!r} belongs to another watcher: submit the request to its own, "
+                    "conn.watcher"
+                )
             return conn
         return self._spent.get(conn) if isinstance(conn, socket.socket) else None
 
-    def _delegate(self, conn: object) -> Connection:
+    def _delegate(self, conn: object, listening: bool | None) -> Connection:
         if self._inbox.closed:  # since the caller looked
-            raise WatcherClosedError("the watcher is closed")
+            raise WatcherClosedError("the watcher is closed: make another one")
         sock = check_supported(conn)
         self._check_no_transport(sock)
+        _check_listening(sock, is_listening(sock), listening)
         record = take_over(sock)
         try:
             self._register(record)
@@ -553,15 +537,16 @@ class Watcher(Proactor):
             check(sock.fileno())
         except RuntimeError as error:
             raise UnsupportedConnectionError(
-                f"descriptor {sock.fileno()} belongs to an asyncio transport, "
-                "which goes on reading it"
-            ) from error
+                f"{error}, which goes on reading it: pass a socket that no transport owns"
+            ) from None
 
     def _check_operation(self, op: Operation) -> None:
         if not isinstance(op, Operation):
             raise TypeError(f"cancel() takes an Operation, not {type(op).__name__!r}")
         if op.conn._watcher is not self:
-            raise UnsupportedConnectionError("the operation belongs to another watcher")
+            raise UnsupportedConnectionError(
+                f"{op!r} belongs to another watcher: pass it to its own, op.conn.watcher"
+            )
 
 
 def _new_write(
@@ -590,22 +575,33 @@ def _check_size(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, but is {value}")
 
 
+def _check_listening(conn: object, is_so: bool, wanted: bool | None) -> None:
+    if wanted is None or is_so is wanted:
+        return
+    if is_so:
+        raise UnsupportedConnectionError(f"{conn!r} is a listener: use accept()")
+    raise UnsupportedConnectionError(
+        f"{conn!r} does not listen: call listen() on the socket before it is delegated"
+    )
+
+
 def _room(buffer: WriteableBuffer) -> int:
     """The bytes that a caller's buffer can take; raises if it cannot take any."""
     with memoryview(buffer) as view:  # raises TypeError for what is no buffer
         if view.readonly:
             raise TypeError("the buffer is read-only: pass a bytearray or another writable buffer")
-        return _checked_size(view)
+        if not view.c_contiguous:
+            raise TypeError("the buffer is not contiguous: pass a contiguous one to read into")
+        if not view.nbytes:
+            raise EmptyBufferError("the buffer is empty: pass one of at least 1 byte")
+        return view.nbytes
 
 
 def _length(data: ReadableBuffer) -> int:
-    with memoryview(data) as view:
-        return _checked_size(view)
-
-
-def _checked_size(view: memoryview) -> int:
-    if not view.c_contiguous:
-        raise TypeError("the buffer is not contiguous: pass a copy, for example bytes(view)")
-    if not view.nbytes:
-        raise EmptyBufferError("the buffer is empty: nothing could be read into it or written")
-    return view.nbytes
+    """The bytes of a write's data; raises if there are none."""
+    with memoryview(data) as view:  # raises TypeError for what is no buffer
+        if not view.c_contiguous:
+            raise TypeError("the data is not contiguous: pass a copy, for example bytes(view)")
+        if not view.nbytes:
+            raise EmptyBufferError("the data is empty: pass at least 1 byte")
+        return view.nbytes

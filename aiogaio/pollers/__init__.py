@@ -37,9 +37,9 @@ def open_poller(
 
         try:
             return EpollPoller(loop, target, batch_size)
-        except (AttributeError, NotImplementedError) as error:
+        except (AttributeError, NotImplementedError):
             if name == "epoll":
-                raise _unsupported(loop) from error
+                raise _unsupported(loop) from None
         except (OSError, ValueError):
             if name == "epoll":
                 raise
@@ -49,8 +49,8 @@ def open_poller(
         )
     try:
         return LoopPoller(loop, target)
-    except (AttributeError, NotImplementedError) as error:
-        raise _unsupported(loop) from error
+    except (AttributeError, NotImplementedError):
+        raise _unsupported(loop) from None
 
 
 def _unsupported(loop: asyncio.AbstractEventLoop) -> UnsupportedLoopError:

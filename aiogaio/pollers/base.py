@@ -29,6 +29,7 @@ class Target(Protocol):
     """The watcher, as its poller sees it. A poller and the loop hold it weakly."""
 
     signal: Signal
+    batches: int  # lists of results handed over so far
 
     def turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
@@ -75,6 +76,9 @@ class Poller(Protocol):
         """Unregister from the loop and close what is the poller's own."""
         ...
 
-    def abandon(self) -> None:
-        """As :meth:`close` in the child of a fork: leave alone what the parent shares."""
+    def abandon(self) -> set[int]:
+        """As :meth:`close` in the child of a fork: leave alone what the parent shares.
+
+        Returns the descriptors that are still those registered, for the child to close.
+        """
         ...

@@ -11,6 +11,7 @@ that one alone, level-triggered, as it would a socket.
 
 from __future__ import annotations
 
+import re
 import select
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -93,5 +94,12 @@ class EpollPoller:
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
-    def abandon(self) -> None:
+    def abandon(self) -> set[int]:
+        # epoll_ctl would change the parent's epoll, too. Reading what is registered does not.
+        try:
+            with open(f"/proc/self/fdinfo/{self._epoll.fileno()}", encoding="ascii") as file:
+                registered = set(map(int, re.findall(r"^tfd:\s*(\d+)", file.read(), re.MULTILINE)))
+        except OSError:  # no /proc: better an open copy than somebody else's descriptor closed
+            registered = set()
         self._epoll.close()
+        return registered

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 class _Interest:
     """One direction of one descriptor, as the loop watches it."""
 
-    __slots__ = ("armed", "fd")
+    __slots__ = ("armed", "fd", "held", "ignored_at")
 
     def __init__(self, fd: int) -> None:
         self.fd: int = fd
-        self.armed: bool = True
+        self.armed: bool = True  # the watcher wants it
+        self.held: bool = True  # the loop has the callback
+        self.ignored_at: int = -1  # Target.batches when an event was ignored last
 
 
 class _Callback:
@@ -52,6 +54,7 @@ class _Callback:
         self._events = ((interest.fd, bits),)
 
     def __del__(self) -> None:
+        self._interest.held = False
         poller = self._poller()
         if poller is not None and self._interest.armed:
             poller.lost(self._interest)
@@ -66,11 +69,17 @@ class _Readable(_Callback):
             return
         if record.reads is not None and not record.read_paused:
             target.take(self._events)
-        else:
-            record.readable = True
-            poller = self._poller()
-            if poller is not None:
-                poller.unwatch_reads(record)
+            return
+        record.readable = True
+        interest = self._interest
+        if record.reads is not None and interest.ignored_at != target.batches:
+            # A multishot read waits for room among the results. As long as the consumer goes on
+            # collecting, ignoring the event costs less than to remove the reader and add it again.
+            interest.ignored_at = target.batches
+            return
+        poller = self._poller()
+        if poller is not None:
+            poller.unwatch_reads(record)
 
 
 class _Writable(_Callback):
@@ -111,6 +120,10 @@ class LoopPoller:
 
     def register(self, record: Record) -> None:
         fd = record.fileno()
+        # Nobody else may have a callback on a descriptor that is the watcher's, but the loop may
+        # still hold one for an earlier descriptor of this number, closed behind its back.
+        _forget(self._loop.remove_reader, fd)
+        _forget(self._loop.remove_writer, fd)
         self._served[fd] = record, os.fstat(fd).st_ino
 
     def unregister(self, record: Record) -> bool:
@@ -167,8 +180,10 @@ class LoopPoller:
             return
         fd = lost.fd
         record, _ = self._served[fd]
-        self._loop.remove_reader(fd)
-        self._loop.remove_writer(fd)
+        if not self.holds(record):  # somebody else has the number now, and the callbacks with it
+            return
+        _forget(self._loop.remove_reader, fd)
+        _forget(self._loop.remove_writer, fd)
         for interests, watch in (
             (self._readers, self.watch_reads),
             (self._writers, self.watch_writes),
@@ -184,13 +199,22 @@ class LoopPoller:
         interest = interests.pop(fd, None)
         if interest is not None:
             interest.armed = False
-            if not self._loop.is_closed():
-                remove(fd)
+            if interest.held and not self._loop.is_closed():
+                _forget(remove, fd)
 
     def close(self) -> None:
         """Nothing of its own is open: the connections are unregistered one by one."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> set[int]:
         for interests in (self._readers, self._writers):
             for interest in interests.values():
                 interest.armed = False
+        return {fd for fd, (record, _) in self._served.items() if self.holds(record)}
+
+
+def _forget(remove: Callable[[int], object], fd: int) -> None:
+    """Have the loop forget a callback; it does so, but says that the descriptor is not there."""
+    try:
+        remove(fd)
+    except OSError:
+        pass
