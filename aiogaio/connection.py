@@ -49,6 +49,7 @@ class Record(_socket.socket):
 
     __slots__ = (
         "__weakref__",
+        "doomed",
         "in_backlog",
         "latched",
         "listening",
@@ -100,6 +101,8 @@ class Record(_socket.socket):
         self.latched: OSError | None = None
         # The error of a write that was cut in the middle, until its result has been handed over.
         self.torn: Exception | None = None
+        # The last of the writes behind it that are still to be cancelled, and the cause.
+        self.doomed: tuple[Operation, Exception] | None = None
 
     def latch(self, error: OSError) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.
@@ -150,6 +153,9 @@ class Record(_socket.socket):
 
     def remove_write(self, operation: Operation) -> None:
         """Take a write out of its queue, wherever it stands."""
+        if self.doomed is not None and self.doomed[0] is operation:
+            previous = operation._previous
+            self.doomed = None if previous is None else (previous, self.doomed[1])
         if operation is self.writes:
             self.writes = operation._next
         if operation is self.writes_tail:

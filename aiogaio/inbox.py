@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,12 @@ class Inbox:
     reentrant, since a finalizer may run while this very thread holds it.
     """
 
-    __slots__ = ("_actions", "_loop", "closed", "lock")
+    __slots__ = ("_actions", "_called", "_loop", "closed", "lock")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._actions: deque[Callable[[], object]] = deque()
+        self._called = False  # the loop will come
         self.closed: bool = False
         self.lock: threading.RLock = threading.RLock()
 
@@ -39,20 +42,34 @@ class Inbox:
         with self.lock:
             if self.closed:
                 raise WatcherClosedError("the watcher is closed")
+            if self._loop.is_closed():
+                raise WatcherClosedError("the watcher's event loop is closed")
             self._actions.append(action)
-            if len(self._actions) > 1:
-                return  # the loop has been called already
+            if self._called:
+                return
             try:
                 self._loop.call_soon_threadsafe(run)
             except RuntimeError as error:
                 self._actions.pop()
                 raise WatcherClosedError("the watcher's event loop is closed") from error
+            self._called = True
 
-    def empty(self) -> None:
-        """Run all that is there, in the loop's thread."""
+    def called(self) -> None:
+        """The loop has come: what is posted from now on has to call it again."""
+        with self.lock:
+            self._called = False
+
+    def empty(self, seconds: float = math.inf) -> bool:
+        """Run what is there, in the loop's thread, for so long; false if something is left."""
         actions = self._actions
+        stop = time.monotonic() + seconds
+        done = 0
         while actions:
             actions.popleft()()
+            done += 1
+            if done % 64 == 0 and time.monotonic() > stop:
+                break
+        return not actions
 
     def close(self) -> bool:
         """Take nothing more; false if it was closed before."""

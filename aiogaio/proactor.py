@@ -54,8 +54,10 @@ _ATTEMPTS: Final = 8
 _TURN_BYTES: Final = 4 * 1024 * 1024
 #: Bytes that writes send at the call, until the loop has run: about 8 ms of large messages.
 _BURST_BYTES: Final = 16 * 1024 * 1024
-#: Seconds of expiring deadlines in one go.
-_EXPIRY_SLICE: Final = 0.003
+#: Seconds of expiring deadlines, and of requests from other threads, in one go.
+_WORK_SLICE: Final = 0.003
+#: Writes behind a torn one that are cancelled in one go.
+_DOOMED: Final = 1024
 #: Seconds until a send that met a shortage of memory is tried again, and an accept.
 _SEND_REST: Final = 0.01
 _ACCEPT_REST: Final = 0.25
@@ -241,7 +243,7 @@ class Proactor:
                     self._queue_up(record)
                 else:
                     self._advance_reads(record)
-            if record.writes is not None and record.writable:
+            if record.writes is not None and (record.writable or record.doomed is not None):
                 self._advance_writes(record)
 
     def _put_off(self, record: Record) -> None:
@@ -410,7 +412,11 @@ class Proactor:
         if not self._admit(record, operation):
             return
         if record.torn is not None:
-            self._finish(operation, _behind_torn(record.torn))
+            record.append_write(operation)
+            if operation.silent:
+                _keep_rest(operation)
+            record.doomed = operation, record.torn
+            self._cancel_doomed(record)
             self._settle()
             return
         first = record.writes is None
@@ -436,6 +442,10 @@ class Proactor:
 
     def _advance_writes(self, record: Record) -> None:
         """Attempt the pending writes in their order, until one has to wait."""
+        if record.doomed is not None:
+            self._cancel_doomed(record)
+            if record.doomed is not None:
+                return
         for _ in range(self._attempts):
             operation = record.writes
             if operation is None or not record.writable:
@@ -503,9 +513,20 @@ class Proactor:
         if error is not None and operation.size:
             record.torn = error
             self._torn.append((operation, record))
-            while (follower := record.writes) is not None:
-                record.remove_write(follower)
-                self._finish(follower, _behind_torn(error))
+            last = record.writes_tail or record.writes
+            if last is not None:
+                record.doomed = last, error
+                self._cancel_doomed(record)
+
+    def _cancel_doomed(self, record: Record) -> None:
+        """Cancel the writes behind a torn one, not too many in one turn."""
+        for _ in range(_DOOMED):
+            doomed, follower = record.doomed, record.writes
+            if doomed is None or follower is None:
+                return
+            record.remove_write(follower)
+            self._finish(follower, _behind_torn(doomed[1]))
+        self._put_off(record)
 
     # --- Completions ---------------------------------------------------------------------------
 
@@ -584,7 +605,7 @@ class Proactor:
     def _on_timer(self) -> None:
         """Expire what is due, for a few milliseconds at most, and set the next timer."""
         now = self._loop.time()
-        stop = time.monotonic() + _EXPIRY_SLICE
+        stop = time.monotonic() + _WORK_SLICE
         expired = 0
         while (operation := self._deadlines.pop_expired(now)) is not None:
             self._expire(operation)
@@ -649,6 +670,7 @@ class Proactor:
             operation._next = operation._previous = None
             self._finish(operation, type(error)(*error.args))  # each its own: it may be raised
         record.reads = record.reads_tail = record.writes = record.writes_tail = None
+        record.doomed = None
         if fd < len(self._records) and self._records[fd] is record:
             self._records[fd] = None
             if self._poller.unregister(record):
@@ -672,9 +694,17 @@ class Proactor:
 
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
-        self._inbox.post(action, self._run_inbox)
+        self._inbox.post(action, self._on_inbox)
+
+    def _on_inbox(self) -> None:
+        """The loop comes for what other threads have posted."""
+        self._inbox.called()
+        if not self._inbox.empty(_WORK_SLICE):
+            self._loop.call_soon(self._on_inbox)
+        self._settle()
 
     def _run_inbox(self) -> None:
+        """Do not wait for the loop to come."""
         self._inbox.empty()
         self._settle()
 
