@@ -1,0 +1,151 @@
+"""The examples, run as they are: as processes, with real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from aiogaio import Connection, Watcher
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 30.0  # seconds that nothing here may take
+
+
+@contextlib.contextmanager
+def running(example: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """The example on a free port, and the address it printed."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / example), "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            host, port = process.stdout.readline().split()[-1].split(":")
+            yield process, (host, int(port))
+        finally:
+            process.kill()
+
+
+def assert_interrupt_ends_cleanly(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    output, complaint = process.communicate(timeout=LIMIT)
+    assert (process.returncode, output, complaint) == (0, "", "")
+
+
+def open_sockets(process: subprocess.Popen[str]) -> int:
+    count = 0
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("example", ["echo_server.py", "push_server.py"])
+def test_example_is_short_enough_for_a_screen(example: str) -> None:
+    assert len((ROOT / "examples" / example).read_text().splitlines()) < 60
+
+
+def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave() -> None:
+    with running("echo_server.py") as (process, address), contextlib.ExitStack() as stack:
+        at_first = open_sockets(process)
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(20)
+        ]
+        for number, client in enumerate(clients):
+            client.sendall(b"message %d" % number * 1000)
+        for number, client in enumerate(clients):
+            expected = b"message %d" % number * 1000
+            assert client.recv(len(expected), socket.MSG_WAITALL) == expected
+        assert open_sockets(process) == at_first + 20
+        for client in clients[:10]:
+            client.close()
+        wait_until(lambda: open_sockets(process) == at_first + 10)
+        assert_interrupt_ends_cleanly(process)
+        assert clients[-1].recv(1) == b""
+
+
+def test_push_server_sends_the_time_each_second_whoever_else_is_connected() -> None:
+    with running("push_server.py") as (process, address), contextlib.ExitStack() as stack:
+        at_first = open_sockets(process)
+        reader, _deaf, leaving = (
+            stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(3)
+        )
+        wait_until(lambda: open_sockets(process) == at_first + 3)
+        leaving.close()
+        wait_until(lambda: open_sockets(process) == at_first + 2)
+        ticks = stack.enter_context(reader.makefile("r"))
+        began = time.monotonic()
+        first, second = ticks.readline(), ticks.readline()
+        assert time.monotonic() - began < 5
+        for tick in (first, second):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", tick)
+        assert first < second
+        assert_interrupt_ends_cleanly(process)
+
+
+def load(example: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(example).stem, ROOT / "examples" / example)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_push_server_holds_one_write_for_a_client_that_never_reads_then_drops_it(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_server = load("push_server.py")
+    tick = b"tick" * 2_000_000  # more than the system's buffers take
+    monkeypatch.setattr(push_server, "tick", lambda: tick)
+    monkeypatch.setattr(push_server, "INTERVAL", 0.01)
+    monkeypatch.setattr(push_server, "PATIENCE", 0.5)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    watcher.accept(listener, multishot=True)
+    ready: set[Connection] = set()
+    tasks = [
+        asyncio.create_task(push_server.push(watcher, ready)),
+        asyncio.create_task(push_server.serve(watcher, ready)),
+    ]
+    reader, writer = await asyncio.open_connection(*address)
+    deaf = socket.create_connection(address, timeout=LIMIT)
+    try:
+        async with asyncio.timeout(LIMIT):
+            for _ in range(5):
+                assert await reader.readexactly(len(tick)) == tick
+                # the accept, and a read and at most one write for each of the two
+                assert watcher.statistics().pending <= 5
+            while watcher.statistics().connections > 2:  # the listener, and who reads
+                assert await reader.readexactly(len(tick)) == tick
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        deaf.close()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    assert all(task.cancelled() for task in tasks)
