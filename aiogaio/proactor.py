@@ -137,7 +137,9 @@ class Proactor:
         # Bytes after which writes are queued instead of sent at the call, until the loop has run.
         self._write_limit = _BURST_BYTES
 
-        self._poller = open_poller(poller, loop, self, batch_size)
+        # A turn of nothing but full reads moves no more than the bytes of a turn.
+        events = max(1, min(batch_size, 2 * _TURN_BYTES // buffer_size))
+        self._poller = open_poller(poller, loop, self, events)
         self._closed = False
         _proactors.add(self)
 
@@ -151,6 +153,7 @@ class Proactor:
         """One turn: take what is ready and make the attempts. False once closed."""
         if self._closed:
             return False
+        self._write_limit = self._bytes_written + _BURST_BYTES
         events = self._poller.poll()
         if self._backlog:
             self._serve_backlog()
@@ -166,12 +169,10 @@ class Proactor:
         The hot path. The two common cases, one plain read or one armed read pending, are written
         out in the loop, which saves two calls for each message.
         """
-        read_limit = self._bytes_read + _TURN_BYTES
-        write_limit = self._bytes_written + _TURN_BYTES
-        self._write_limit = self._bytes_written + _BURST_BYTES
         records, room, batch_size = self._records, self._buffer_size, self._batch_size
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
+        moved = self._bytes_read + self._bytes_written
         for fd, bits in events:
             record = records[fd]
             if record is None:  # freed since the event was taken
@@ -183,11 +184,7 @@ class Proactor:
                 operation = record.reads
                 if operation is None:
                     pass
-                elif self._bytes_read >= read_limit:
-                    self._put_off(record)
-                elif operation._next is not None:
-                    self._advance_reads(record)
-                elif type(operation) is Operation:
+                elif type(operation) is Operation and operation._next is None:
                     if receive(record, operation, room):
                         record.reads = None
                         operation.completed = True
@@ -196,10 +193,13 @@ class Proactor:
                             self._deadlines.discard(operation)
                         deliver(operation)
                 elif type(operation) is not Armed:
-                    self._advance_reads(record)
+                    if self._tired(moved):
+                        self._put_off(record)
+                    else:
+                        self._advance_reads(record)
                 elif hungry or len(ready) >= batch_size:
                     self._queue_up(record)
-                elif record.listening:
+                elif record.listening or operation._next is not None:
                     self._advance_reads(record)
                 else:
                     shot = receive_shot(record, operation, room)
@@ -218,7 +218,7 @@ class Proactor:
                 record.writable = True
                 if record.writes is None:
                     pass
-                elif self._bytes_written >= write_limit:
+                elif self._tired(moved):
                     self._put_off(record)
                 else:
                     self._advance_writes(record)
@@ -227,15 +227,18 @@ class Proactor:
         if ready and self.signal.future is not None:
             self.signal.wake()
 
+    def _tired(self, moved: int) -> bool:
+        """Whether a turn that began when ``moved`` bytes had gone has moved enough."""
+        return self._bytes_read + self._bytes_written - moved >= _TURN_BYTES
+
     def _serve_backlog(self) -> None:
         """Let each connection that can go on do so once, as far as a turn's bytes reach."""
         backlog = self._backlog
-        read_limit = self._bytes_read + _TURN_BYTES
-        write_limit = self._bytes_written + _TURN_BYTES
+        moved = self._bytes_read + self._bytes_written
         for _ in range(min(len(backlog), self._batch_size)):
             record = backlog.popleft()
             record.in_backlog = False
-            if self._bytes_read >= read_limit or self._bytes_written >= write_limit:
+            if self._tired(moved):
                 self._put_off(record)
                 continue
             if record.reads is not None and record.readable:

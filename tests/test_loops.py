@@ -750,6 +750,14 @@ async def test_P1_whatever_completes_wakes_the_waiter(
         assert isinstance(results[0].error, expected)
 
 
+async def test_P1_a_close_wakes_a_waiter_for_whom_there_is_nothing(watcher: Watcher) -> None:
+    waiter = asyncio.ensure_future(watcher.wait_io())
+    await settle(5)
+    watcher.close()
+    with pytest.raises(WatcherClosedError):
+        await bounded(waiter)
+
+
 async def test_P1_a_deadline_wakes_the_waiter(watcher: Watcher) -> None:
     ours, peer = unix_pair()
     with peer:

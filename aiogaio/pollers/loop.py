@@ -35,23 +35,22 @@ class _Interest:
         self.ignored_at: int = -1  # Target.batches when an event was ignored last
 
 
-class _Callback:
-    """What the loop holds: whoever awaits the watcher (see ``Signal``), and all else weakly.
+class _Held:
+    """Part of each callback: tells when the loop has let go of it.
 
     libuv stops watching a descriptor after EPOLLERR, and uvloop says nothing of it but lets go
     of the callback. A connected UDP socket with one ECONNREFUSED would be deaf from then on, so
     a callback that is let go while its interest is armed asks for a new one.
+
+    It holds the task that awaits the watcher, if one does (see ``Signal``), and all else weakly.
     """
 
-    __slots__ = ("_events", "_interest", "_poller", "_record", "_signal", "_target")
+    __slots__ = ("_interest", "_poller", "_signal")
 
-    def __init__(self, poller: LoopPoller, record: Record, interest: _Interest, bits: int) -> None:
+    def __init__(self, poller: LoopPoller, interest: _Interest) -> None:
         self._poller = weakref.ref(poller)
-        self._target = poller.target
         self._signal = poller.signal
-        self._record = weakref.ref(record)
         self._interest = interest
-        self._events = ((interest.fd, bits),)
 
     def __del__(self) -> None:
         self._interest.held = False
@@ -60,38 +59,47 @@ class _Callback:
             poller.lost(self._interest)
 
 
-class _Readable(_Callback):
-    __slots__ = ()
+def _when_readable(poller: LoopPoller, record: Record, interest: _Interest) -> Callable[[], None]:
+    """The callback for a reader. A closure: calling it takes less than an object's ``__call__``."""
+    held = _Held(poller, interest)
+    find_record, find_target, find_poller = weakref.ref(record), poller.target, weakref.ref(poller)
+    events = ((interest.fd, READABLE),)
 
-    def __call__(self) -> None:
-        record, target = self._record(), self._target()
+    def ready(_: _Held = held) -> None:
+        record, target = find_record(), find_target()
         if record is None or target is None:
             return
         if record.reads is not None and not record.read_paused:
-            target.take(self._events)
+            target.take(events)
             return
         record.readable = True
-        interest = self._interest
         if record.reads is not None and interest.ignored_at != target.batches:
             # A multishot read waits for room among the results. As long as the consumer goes on
             # collecting, ignoring the event costs less than to remove the reader and add it again.
             interest.ignored_at = target.batches
             return
-        poller = self._poller()
+        poller = find_poller()
         if poller is not None:
             poller.unwatch_reads(record)
 
+    return ready
 
-class _Writable(_Callback):
-    __slots__ = ()
 
-    def __call__(self) -> None:
-        record, target, poller = self._record(), self._target(), self._poller()
+def _when_writable(poller: LoopPoller, record: Record, interest: _Interest) -> Callable[[], None]:
+    """The callback for a writer."""
+    held = _Held(poller, interest)
+    find_record, find_target, find_poller = weakref.ref(record), poller.target, weakref.ref(poller)
+    events = ((interest.fd, WRITABLE),)
+
+    def ready(_: _Held = held) -> None:
+        record, target, poller = find_record(), find_target(), find_poller()
         if record is None or target is None or poller is None:
             return
-        target.take(self._events)
+        target.take(events)
         if record.writes is None:
             poller.unwatch_writes(record)
+
+    return ready
 
 
 class LoopPoller:
@@ -144,13 +152,13 @@ class LoopPoller:
     def watch_reads(self, record: Record) -> None:
         fd = record.fileno()
         self._readers[fd] = interest = _Interest(fd)
-        self._loop.add_reader(fd, _Readable(self, record, interest, READABLE))
+        self._loop.add_reader(fd, _when_readable(self, record, interest))
         record.read_watched = True
 
     def watch_writes(self, record: Record) -> None:
         fd = record.fileno()
         self._writers[fd] = interest = _Interest(fd)
-        self._loop.add_writer(fd, _Writable(self, record, interest, WRITABLE))
+        self._loop.add_writer(fd, _when_writable(self, record, interest))
         record.write_watched = True
 
     def unwatch_reads(self, record: Record) -> None:
