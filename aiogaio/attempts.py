@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.errors import EndOfStreamError
-from aiogaio.operation import Operation, OpType
+from aiogaio.operation import Operation, OpType, octets_of
 
 if TYPE_CHECKING:
     from aiogaio.connection import Record
@@ -126,7 +126,7 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
     done = operation.size
     room = _share(record, operation.length - done)
     try:
-        with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+        with octets_of(operation.buffer) as octets:
             if octets.nbytes != operation.length:
                 raise BufferError(_RESIZED)
             with octets[done : done + room] as part:
@@ -173,7 +173,7 @@ def send(record: Record, operation: Write) -> bool:
     done = operation.size - operation.skipped
     room = _share(record, operation.length - done)
     try:
-        with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+        with octets_of(operation.buffer) as octets:
             if octets.nbytes != operation.length:
                 raise BufferError(_RESIZED)
             with octets[done : done + room] as part:
@@ -220,7 +220,7 @@ def _ends_with_zero(record: Record) -> bool:
 def _end_of_stream(record: Record) -> Exception:
     latched = record.latched
     if latched is not None:
-        return type(latched)(*latched.args)
+        return OSError(*latched.args)  # of the subclass that its errno asks for
     return EndOfStreamError("the peer ended its side of the connection")
 
 

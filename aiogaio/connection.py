@@ -110,7 +110,7 @@ class Record(_socket.socket):
         Without it a receive after a send that failed would see a clean end.
         """
         if self.latched is None and error.errno in _STREAM_ERRORS:
-            self.latched = error
+            self.latched = OSError(*error.args)  # not the one delivered: a program may raise that
 
     # The tails are set only while a queue holds two operations or more.
 

@@ -37,8 +37,6 @@ def check_supported(sock: object) -> socket.socket:
 
 def is_listening(sock: socket.socket) -> bool:
     """Whether ``sock`` accepts connections, rather than being one (SO_ACCEPTCONN, socket(7))."""
-    if sock.type != socket.SOCK_STREAM:
-        return False
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 

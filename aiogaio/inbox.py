@@ -54,13 +54,15 @@ class Inbox:
                 raise WatcherClosedError("the watcher's event loop is closed") from error
             self._called = True
 
-    def called(self) -> None:
-        """The loop has come: what is posted from now on has to call it again."""
+    def come(self, seconds: float) -> bool:
+        """The loop has come: run what is there for so long. True if it need not come again."""
+        self.empty(seconds)
         with self.lock:
-            self._called = False
+            self._called = bool(self._actions)
+            return not self._called
 
-    def empty(self, seconds: float = math.inf) -> bool:
-        """Run what is there, in the loop's thread, for so long; false if something is left."""
+    def empty(self, seconds: float = math.inf) -> None:
+        """Run what is there, in the loop's thread, for so long at most."""
         actions = self._actions
         stop = time.monotonic() + seconds
         done = 0
@@ -69,7 +71,6 @@ class Inbox:
             done += 1
             if done % 64 == 0 and time.monotonic() > stop:
                 break
-        return not actions
 
     def close(self) -> bool:
         """Take nothing more; false if it was closed before."""

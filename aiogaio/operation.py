@@ -91,7 +91,8 @@ class ReadInto(Operation):
     @property
     def data(self) -> memoryview:
         """The bytes received, a view made when asked for: nothing here holds one meanwhile."""
-        return memoryview(self.buffer).cast("B")[: self.size]
+        with octets_of(self.buffer) as octets:
+            return octets[: self.size]
 
     @data.setter
     def data(self, _: bytes | memoryview) -> None:
@@ -128,6 +129,17 @@ class Armed(Operation):
 
     silence: float | None  # seconds that may pass between two completions
     due: float | None  # when that is over; behind the heap's entry, which is moved only when due
+
+
+def octets_of(buffer: ReadableBuffer) -> memoryview:
+    """A view of the bytes of any contiguous buffer, whatever the type of its items."""
+    with memoryview(buffer) as view:
+        try:
+            return view.cast("B")
+        except TypeError:  # not of a native format, as the arrays of ctypes
+            from pickle import PickleBuffer  # noqa: PLC0415 - rare, and long to import
+
+            return PickleBuffer(view).raw()
 
 
 AnyOperation = TypeVar("AnyOperation", bound=Operation)

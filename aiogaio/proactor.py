@@ -34,12 +34,21 @@ from aiogaio.errors import (
     ConnectionFreedError,
     DeadlineExceededError,
     OperationCancelledError,
-    UnsupportedConnectionError,
     UnsupportedLoopError,
     WatcherClosedError,
 )
 from aiogaio.inbox import Inbox
-from aiogaio.operation import Accept, Armed, Operation, OpType, ReadFull, ReadInto, Write, start
+from aiogaio.operation import (
+    Accept,
+    Armed,
+    Operation,
+    OpType,
+    ReadFull,
+    ReadInto,
+    Write,
+    octets_of,
+    start,
+)
 from aiogaio.pollers import open_poller
 from aiogaio.pollers.base import FOR_READS, FOR_WRITES, UNCERTAIN
 from aiogaio.timer import Timer
@@ -644,15 +653,19 @@ class Proactor:
         if fd >= len(records):
             records.extend([None] * (fd + 256 - len(records)))
         stale = records[fd]
-        if stale is not None:
-            if self._poller.holds(stale):
-                raise UnsupportedConnectionError(
-                    f"descriptor {fd} is delegated already, by way of another socket object"
-                )
-            # Somebody else has closed its descriptor, or the number could not be given again.
+        if stale is not None:  # somebody else has closed its descriptor: the number is given again
             self._release(stale, OSError(errno.EBADF, os.strerror(errno.EBADF)))
-        self._poller.register(record)
-        records[fd] = record
+        records[fd] = record  # before its first event may come: it is told once
+        try:
+            self._poller.register(record)
+        except BaseException:
+            records[fd] = None
+            raise
+
+    def _serves(self, fd: int) -> bool:
+        """Whether the descriptor ``fd`` is one of ours, and not another of the same number."""
+        record = self._records[fd] if fd < len(self._records) else None
+        return record is not None and self._poller.holds(record)
 
     def _count_connections(self) -> int:
         return len(self._records) - self._records.count(None)
@@ -701,8 +714,7 @@ class Proactor:
 
     def _on_inbox(self) -> None:
         """The loop comes for what other threads have posted."""
-        self._inbox.called()
-        if not self._inbox.empty(_WORK_SLICE):
+        if not self._inbox.come(_WORK_SLICE) and not self._loop.is_closed():
             self._loop.call_soon(self._on_inbox)
         self._settle()
 
@@ -773,7 +785,7 @@ def _behind_torn(cause: Exception) -> OperationCancelledError:
 
 def _keep_rest(operation: Write) -> None:
     """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
-    with memoryview(operation.buffer) as whole, whole.cast("B") as octets:
+    with octets_of(operation.buffer) as octets:
         operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
     operation.skipped = operation.size
     operation.length = len(rest)

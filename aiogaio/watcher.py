@@ -517,6 +517,11 @@ class Watcher(Proactor):
             raise WatcherClosedError("the watcher is closed: make another one")
         sock = check_supported(conn)
         self._check_no_transport(sock)
+        if self._serves(sock.fileno()):
+            raise UnsupportedConnectionError(
+                f"descriptor {sock.fileno()} is delegated already, by way of another socket "
+                "object: use its Connection"
+            )
         _check_listening(sock, is_listening(sock), listening)
         record = take_over(sock)
         try:

@@ -58,6 +58,17 @@ async def nothing_more(watcher: Watcher) -> None:
     assert watcher.statistics().pending == 0
 
 
+def receive_all(sock: socket.socket, count: int) -> None:
+    while count:
+        count -= len(sock.recv(min(count, 1 << 18)))
+
+
+def another_connection(watcher: Watcher, stack: contextlib.ExitStack) -> Connection:
+    server, client = unix_pair()
+    stack.enter_context(client)
+    return watcher.delegate(server)
+
+
 def complete_one(watcher: Watcher, conn: Connection, context: object = None) -> Operation:
     """A request that is completed when the call returns: the peer's socket has room."""
     operation = watcher.write(conn, b".", context=context)
@@ -175,6 +186,42 @@ async def test_D1_deadline_and_data_in_one_tick_deliver_once(watcher: Watcher) -
                 operation = watcher.read(conn, bytearray(1))
                 assert await one(watcher) is operation
             assert bytes(operation.data) == b"%d" % number
+        await nothing_more(watcher)
+
+
+@pytest.mark.parametrize("kind", ["read", "read into", "read_full", "write", "accept"])
+async def test_D1_deadline_that_passes_after_the_completion_is_no_second_end(
+    watcher: Watcher, kind: str
+) -> None:
+    server, client = unix_pair()
+    listener = watcher.delegate(socket.create_server(("127.0.0.1", 0)))
+    size = 1 << 20
+    with client, contextlib.ExitStack() as stack:
+        conn = watcher.delegate(server)
+        deadline = asyncio.get_running_loop().time() + 0.08
+        match kind:
+            case "read":
+                operation = watcher.read(conn, deadline=deadline)
+            case "read into":
+                operation = watcher.read(conn, bytearray(8), deadline=deadline)
+            case "read_full":
+                operation = watcher.read_full(conn, bytearray(4), deadline=deadline)
+            case "write":
+                operation = watcher.write(conn, bytes(size), deadline=deadline)
+            case _:
+                operation = watcher.accept(listener, deadline=deadline)
+        alarm = watcher.read(another_connection(watcher, stack), deadline=deadline + 0.001)
+        assert not operation.completed
+        if kind == "write":
+            receiving = asyncio.create_task(asyncio.to_thread(receive_all, client, size))
+        elif kind == "accept":
+            stack.enter_context(socket.create_connection(listener.sockname))
+        else:
+            client.sendall(b"data")
+        results = await collect(watcher, 2)  # the other one comes when both deadlines are over
+        if kind == "write":
+            await receiving
+        assert results == [operation, alarm]
         await nothing_more(watcher)
 
 
@@ -718,6 +765,29 @@ async def test_D3_one_long_write_leaves_turns_to_others(watcher: Watcher) -> Non
 
 
 MANY = 50_000
+
+
+async def test_D3_many_large_messages_at_one_time_leave_turns_to_others(
+    watcher: Watcher,
+) -> None:
+    size = 1 << 20
+    with contextlib.ExitStack() as stack:
+        conns = []
+        buffers = [bytearray(size) for _ in range(100)]
+        for _ in buffers:
+            server, client = filled(size)
+            stack.enter_context(client)
+            conns.append(watcher.delegate(server))
+
+        async def busy(ticker: Ticker) -> None:
+            for conn, buffer in zip(conns, buffers, strict=True):
+                watcher.read(conn, buffer)
+            await collect(watcher, len(conns))
+
+        for conn in conns:  # so that the next ones wait for the loop
+            watcher.read(conn, bytearray(1))
+        await collect(watcher, len(conns))
+        await loop_stays_alive(busy)
 
 
 async def test_D3_queue_of_many_reads_leaves_turns_to_others(watcher: Watcher) -> None:

@@ -87,7 +87,7 @@ class Scene:
     conn: Connection
     peer: socket.socket
     listener: Connection
-    foreign: Connection
+    foreign: Connection  # nothing is pending on it: a short way might be taken
     foreign_pending: Operation
 
     def snapshot(self) -> tuple[object, ...]:
@@ -104,6 +104,7 @@ class Scene:
 async def scene(poller: str) -> AsyncIterator[Scene]:
     server, peer = tcp_pair()
     foreign, foreign_peer = tcp_pair()
+    busy, busy_peer = tcp_pair()
     async with Watcher(poller=poller) as watcher, Watcher(poller=poller) as other:
         theirs = other.delegate(foreign)
         yield Scene(
@@ -112,10 +113,10 @@ async def scene(poller: str) -> AsyncIterator[Scene]:
             peer=peer,
             listener=watcher.delegate(socket.create_server(("127.0.0.1", 0))),
             foreign=theirs,
-            foreign_pending=other.read(theirs),
+            foreign_pending=other.read(busy),
         )
-    peer.close()
-    foreign_peer.close()
+    for sock in (peer, foreign_peer, busy_peer):
+        sock.close()
 
 
 def read_only() -> memoryview:

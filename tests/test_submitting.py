@@ -391,6 +391,67 @@ async def test_S3_small_write_does_not_overtake_a_torn_one(watcher: Watcher) -> 
         assert (got + await reader).rstrip(b"b") == b"a" * (4 << 20)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "timeout", "silent"])
+async def test_S3_write_submitted_while_a_queue_is_sent_stays_behind_it(
+    watcher: Watcher, kind: str
+) -> None:
+    """The socket takes more, and the watcher has not come to all that was queued before."""
+    server, client = unix_pair()
+    client.setblocking(False)
+    with client:
+        conn = watcher.delegate(server)
+        first = watcher.write(conn, bytes(1 << 20))
+        for number in range(100):
+            watcher.write(conn, b"%4d" % number)
+        number = 100
+        received = bytearray()
+        async with asyncio.timeout(10):
+            while len(received) < (1 << 20) + 4 * 200:
+                received += receive_present(client)
+                await asyncio.sleep(0)
+                if first.completed and number < 200:
+                    data = b"%4d" % number
+                    number += 1
+                    match kind:
+                        case "bytes":
+                            watcher.write(conn, data)
+                        case "bytearray":
+                            watcher.write(conn, bytearray(data))
+                        case "timeout":
+                            watcher.write(conn, data, timeout=60)
+                        case "silent":
+                            watcher.write(conn, data, silent=True)
+        assert bytes(received[1 << 20 :]) == b"".join(b"%4d" % number for number in range(200))
+        assert all(operation.error is None for operation in watcher.poll_io())
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["read", "read_full"])
+async def test_S3_read_submitted_while_a_queue_is_served_stays_behind_it(
+    watcher: Watcher, full: bool
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+
+        def submit() -> Operation:
+            if full:
+                return watcher.read_full(conn, bytearray(4))
+            return watcher.read(conn, bytearray(4))
+
+        submitted = [submit() for _ in range(100)]
+        client.sendall(b"".join(b"%4d" % number for number in range(200)))
+        arrived(conn, 800)
+        results: list[Operation] = []
+        async with asyncio.timeout(10):
+            while len(results) < 200:
+                await asyncio.sleep(0)
+                if len(submitted) < 200:
+                    submitted.append(submit())
+                results += watcher.poll_io()
+        assert results == submitted
+        assert [int(bytes(o.data)) for o in results] == list(range(200))
+
+
 async def test_S3_accepts_complete_in_the_order_submitted(watcher: Watcher) -> None:
     with listen() as listener:
         address = listener.getsockname()
@@ -722,11 +783,15 @@ async def test_S4_strided_data_is_refused_or_written_as_it_reads(watcher: Watche
 # S5: a silent write that succeeds delivers nothing; its data may be reused at once
 
 
-async def test_S5_silent_write_taken_at_once_returns_none(watcher: Watcher) -> None:
+@pytest.mark.parametrize("make", [bytes, bytearray], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("timeout", [None, 60], ids=["no timeout", "timeout"])
+async def test_S5_silent_write_taken_at_once_returns_none(
+    watcher: Watcher, make: Callable[[bytes], bytes], timeout: float | None
+) -> None:
     server, client = tcp_pair()
     with client:
         conn = watcher.delegate(server)
-        assert watcher.write(conn, b"quiet", silent=True) is None
+        assert watcher.write(conn, make(b"quiet"), silent=True, timeout=timeout) is None
         assert client.recv(5) == b"quiet"
         marker = watcher.write(conn, b"!")
         assert await one(watcher) is marker
@@ -1097,15 +1162,17 @@ async def test_S6_single_accept_without_descriptors_fails_and_can_be_repeated(
             assert (await one(watcher)).address == client.getsockname()
 
 
-async def test_S6_timeout_is_the_longest_silence(watcher: Watcher) -> None:
+@pytest.mark.parametrize("behind", [0, 1], ids=["alone", "others behind"])
+async def test_S6_timeout_is_the_longest_silence(watcher: Watcher, behind: int) -> None:
     """Data keeps coming for longer than the time-out; then it stops."""
-    timeout = 0.15
+    timeout = 0.12
     server, client = tcp_pair()
     loop = asyncio.get_running_loop()
     with client:
         conn = watcher.delegate(server)
         for _ in range(5):  # a machine that pauses for too long is no failure: try again
             armed = watcher.read(conn, multishot=True, timeout=timeout)
+            waiting = [watcher.read(conn) for _ in range(behind)]
             began = last = loop.time()
             longest = 0.0
             while last - began < 2 * timeout and not armed.completed:
@@ -1122,6 +1189,8 @@ async def test_S6_timeout_is_the_longest_silence(watcher: Watcher) -> None:
                 assert loop.time() - last >= timeout
                 return
             assert longest > timeout * 0.8, "expired in spite of data"
+            for operation in waiting:
+                watcher.cancel(operation)
             watcher.poll_io()
         pytest.fail("the machine paused in every attempt")
 
@@ -1248,6 +1317,25 @@ async def test_S6_multishot_armed_later_takes_nothing_from_a_full_queue(poller: 
         assert watcher.statistics().bytes_read == 0
         assert watcher.poll_io() == written
         assert (await one(watcher)).data == b"data"
+
+
+async def test_S6_collecting_resumes_all_that_were_paused(poller: str) -> None:
+    """Those that find nothing do not stand in the way of those that would."""
+    pairs = [tcp_pair() for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        watcher = stack.enter_context(small_batches(poller))
+        for _, client in pairs:
+            stack.enter_context(client)
+        conns = [watcher.delegate(server) for server, _ in pairs]
+        written = [watcher.write(conns[0], b"x") for _ in range(4)]
+        pairs[-1][1].sendall(b"data")
+        arrived(conns[-1], 4)
+        for conn in conns:
+            watcher.read(conn, multishot=True)
+        await settle()
+        assert watcher.poll_io() == written
+        operation = await one(watcher)
+        assert (operation.conn, operation.data) == (conns[-1], b"data")
 
 
 async def test_S6_only_multishots_pause(poller: str) -> None:
@@ -1423,12 +1511,16 @@ async def main(poller):
             watcher.accept(conn, multishot=True)
             clients.append(socket.create_connection(conn.sockname))
             listeners[conn] = name
-        await asyncio.sleep(0.2)
+        failed, accepted = set(), {}
+        rested = time.monotonic() + 0.2
+        while time.monotonic() < rested:  # a consumer that always collects: nothing else pauses it
+            for operation in watcher.poll_io():
+                failed.add(operation.conn)
+            await asyncio.sleep(0.001)
         for conn in listeners:
             calls = shim.count_accepts(conn.fileno())
             assert 1 <= calls < 50, f"{calls} calls in 0.2 s: it spins"
             shim.fail_accepts(conn.fileno(), 0, 0)
-        failed, accepted = set(), {}
         async with asyncio.timeout(5):
             while len(accepted) < len(listeners):
                 for operation in await watcher.wait_io():

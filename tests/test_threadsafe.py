@@ -222,19 +222,22 @@ async def test_sleeping_loop_is_woken(watcher: Watcher) -> None:
     server, client = tcp_pair()
     with client:
         conn = watcher.delegate(server)
-        waiter = asyncio.create_task(watcher.wait_io())
-        await settle()
-        started = threading.Event()
+        for _ in range(5):
+            asleep = threading.Event()
 
-        def submit() -> Operation:
-            started.wait(10)
-            return watcher.threadsafe.write(conn, b"wake up")
+            def submit(asleep: threading.Event = asleep) -> None:
+                asleep.wait(10)
+                time.sleep(0.002)
+                watcher.threadsafe.write(conn, b"wake up")
 
-        submitting = asyncio.create_task(asyncio.to_thread(submit))
-        await settle()
-        asyncio.get_running_loop().call_soon(started.set)
-        results = await asyncio.wait_for(waiter, 5)
-        assert results == [await submitting]
+            thread = threading.Thread(target=submit)
+            thread.start()
+            asyncio.get_running_loop().call_soon(asleep.set)
+            began = time.monotonic()
+            await watcher.wait_io()
+            took = time.monotonic() - began
+            thread.join()
+            assert took < 5, "what woke the loop up was something else"
 
 
 async def test_socket_is_touched_by_the_thread_of_the_loop_only(watcher: Watcher) -> None:
