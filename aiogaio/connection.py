@@ -80,7 +80,7 @@ class Record(_socket.socket):
         self.writes = self.writes_tail = None
         # Readiness: false only after an attempt has proven it, true again with the next event.
         self.readable: bool = True
-        self.writable: bool = True
+        self.writable: bool = not listening  # so that a write on it takes the long way, and raises
         # A receive that is shorter than the room has emptied a TCP socket (epoll(7), question 9).
         # Not a Unix socket: it stops at passed descriptors. Not after an event that tells of the
         # end, an error or urgent data either: the next receive would find the end or stops at the
@@ -281,8 +281,9 @@ class Connection:
         record = self._record
         if not record.open:
             return "<Connection closed>"
-        kind = "listener" if record.listening else "connection"
-        return f"<Connection {kind} fd={record.fileno()} at {self.sockname} peer={self.peername}>"
+        kind = "listening " if record.listening else ""
+        peer = "" if record.listening else f" peer={self.peername!r}"
+        return f"<Connection {kind}fd={record.fileno()} at={self.sockname!r}{peer}>"
 
     def __del__(self) -> None:
         # Runs in whichever thread lets go of it, and after the loop is closed, too. An instance

@@ -1,8 +1,8 @@
 """Every exception that aiogaio itself raises or delivers.
 
 Errors of the operating system are not here: they stay the plain ``OSError`` subclasses that they
-are (:exc:`ConnectionResetError`, :exc:`BrokenPipeError`, ...). Each class below also derives from
-the built-in exception a program may catch already.
+are (:exc:`ConnectionResetError`, :exc:`BrokenPipeError`, ...). Where a built-in exception says the
+same, the class below derives from it as well.
 """
 
 from __future__ import annotations

@@ -30,7 +30,20 @@ class OpType(enum.IntEnum):
 class Operation:
     """One request, returned by the call that submits it and delivered again when it completes.
 
-    Its fields are to be read only. ``error`` is delivered, never raised.
+    To be read only. ``error`` is delivered, never raised.
+
+    - ``type``: what it does, an :class:`OpType`.
+    - ``conn``: the :class:`~aiogaio.Connection` that it is on.
+    - ``context``: the object passed with the request; without one, the connection's at that time.
+    - ``buffer``: the caller's buffer of a read, the data of a write; else ``None``.
+    - ``size``: bytes received or sent so far, also when it ends with an error.
+    - ``data``: just the bytes read: ``bytes``, or a ``memoryview`` of the caller's buffer if the
+      read had one.
+    - ``error``: ``None``, or the exception that ended it.
+    - ``more``: true if the request stays armed and further operations follow (multishot).
+    - ``completed``: true once it is a result.
+    - ``accepted``: the new connection of a completed accept; else ``None``.
+    - ``address``: its peer's address, in the form of its family; else ``None``.
     """
 
     __slots__ = (
@@ -50,18 +63,19 @@ class Operation:
         "type",
     )
 
-    type: OpType  #: what it does
-    conn: Connection  #: the connection that it is on
-    context: Any  #: the object passed with the request; without one, the connection's at that time
-    buffer: ReadableBuffer | None  #: the caller's buffer of a read, the data of a write
-    size: int  #: bytes received or sent so far, also when it ends with an error
-    data: bytes | memoryview  #: the ``size`` bytes read; a view of the caller's buffer, if any
-    error: Exception | None  #: what ended it
-    more: bool  #: the request stays armed and further operations follow (multishot)
-    completed: bool  #: it is a result
-    # "| Any" as in re.Match.group(): None if there is an error, which programs look at first
-    accepted: Connection | Any  #: the new connection of a completed accept
-    address: Any  #: its peer's address, in the form of its family
+    type: OpType
+    conn: Connection
+    context: Any
+    buffer: ReadableBuffer | None
+    size: int
+    # "| Any" as in re.Match.group(): which of the two it is, or whether there is one, the program
+    # knows that made the request and looked at the error.
+    data: bytes | Any
+    accepted: Connection | Any
+    address: Any
+    error: Exception | None
+    more: bool
+    completed: bool
 
     # Set while it is pending: the neighbours in the queue of the connection's direction (no
     # `_previous` for the first), and the entry of the deadline.

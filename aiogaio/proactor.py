@@ -80,6 +80,7 @@ class Proactor:
         "_attempts",
         "_backlog",
         "_batch_size",
+        "_batches",
         "_buffer_size",
         "_bytes_read",
         "_bytes_written",
@@ -96,6 +97,7 @@ class Proactor:
         "_ready",
         "_records",
         "_shots",
+        "_signal",
         "_silent",
         "_submitted",
         "_thread",
@@ -103,8 +105,6 @@ class Proactor:
         "_torn",
         "_turn_scheduled",
         "_write_limit",
-        "batches",
-        "signal",
     )
 
     def __init__(self, *, buffer_size: int, poller: str, batch_size: int) -> None:
@@ -123,7 +123,7 @@ class Proactor:
         self._attempts = max(1, min(_ATTEMPTS, batch_size // 16))
 
         self._completions = Completions(loop)
-        self.signal: Signal = self._completions.signal
+        self._signal: Signal = self._completions.signal
         self._ready = self._completions.ready
         self._deliver = self._ready.append
 
@@ -141,7 +141,7 @@ class Proactor:
         self._inbox = Inbox(loop)
 
         self._submitted = self._collected = self._silent = self._shots = 0
-        self.batches: int = 0
+        self._batches: int = 0
         self._bytes_read = self._bytes_written = 0
         # Bytes after which writes are queued instead of sent at the call, until the loop has run.
         self._write_limit = _BURST_BYTES
@@ -154,7 +154,7 @@ class Proactor:
 
     # --- Turns ---------------------------------------------------------------------------------
 
-    def turn(self) -> None:
+    def _turn(self) -> None:
         """The loop says that something is ready."""
         self._look()
 
@@ -166,13 +166,13 @@ class Proactor:
         events = self._poller.poll()
         if self._backlog:
             self._serve_backlog()
-        self.take(events)
+        self._take(events)
         if self._hungry:
             self._feed()
             self._settle()
         return True
 
-    def take(self, events: Sequence[tuple[int, int]]) -> None:
+    def _take(self, events: Sequence[tuple[int, int]]) -> None:
         """Make the attempts that these events, ``(descriptor, bits)``, allow.
 
         The hot path. The two common cases, one plain read or one armed read pending, are written
@@ -233,8 +233,8 @@ class Proactor:
                     self._advance_writes(record)
         if self._backlog:
             self._schedule_turn()
-        if ready and self.signal.future is not None:
-            self.signal.wake()
+        if ready and self._signal.future is not None:
+            self._signal.wake()
 
     def _tired(self, moved: int) -> bool:
         """Whether a turn that began when ``moved`` bytes had gone has moved enough."""
@@ -271,7 +271,7 @@ class Proactor:
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
-        self.turn()
+        self._turn()
 
     # --- Reads ---------------------------------------------------------------------------------
 
@@ -414,7 +414,7 @@ class Proactor:
             for operation in _chain(record.reads):
                 record.remove_read(operation)
                 self._finish(operation, error)
-            self.signal.wake()
+            self._signal.wake()
 
     # --- Writes --------------------------------------------------------------------------------
 
@@ -488,7 +488,7 @@ class Proactor:
             for operation in _chain(record.writes):
                 record.remove_write(operation)
                 self._finish_write(record, operation, error)
-            self.signal.wake()
+            self._signal.wake()
 
     def _send_failed(self, record: Record, operation: Write, error: OSError) -> None:
         """Complete a write whose attempt failed; or let it wait, if the system is only short."""
@@ -555,7 +555,7 @@ class Proactor:
         if operation.completed:
             return False
         self._withdraw(operation, OperationCancelledError("the operation was cancelled"))
-        self.signal.wake()
+        self._signal.wake()
         return True
 
     def _withdraw(self, operation: Operation, error: Exception) -> None:
@@ -577,7 +577,7 @@ class Proactor:
         """Hand completed operations over to the consumer."""
         batch = self._completions.take(limit)
         if batch:
-            self.batches += 1
+            self._batches += 1
             self._collected += len(batch)
         if self._torn:
             waiting = {id(operation) for operation in self._ready}
@@ -593,8 +593,8 @@ class Proactor:
         """See to it that the loop comes back for what can go on, and the consumer for results."""
         if self._backlog:
             self._schedule_turn()
-        if self._ready and self.signal.future is not None:
-            self.signal.wake()
+        if self._ready and self._signal.future is not None:
+            self._signal.wake()
 
     def _admit(self, record: Record, operation: Operation) -> bool:
         """False, and the operation completed, if the connection is closed."""
@@ -605,7 +605,7 @@ class Proactor:
         else:
             error = ConnectionFreedError("the connection was freed before the request")
         self._finish(operation, error)
-        self.signal.wake()
+        self._signal.wake()
         return False
 
     # --- Deadlines -----------------------------------------------------------------------------
@@ -629,7 +629,7 @@ class Proactor:
             # uvloop's timers count whole milliseconds and may come up to half of one early.
             self._timer.set(earliest if expired else max(earliest, now + 0.001))
         if self._ready:
-            self.signal.wake()
+            self._signal.wake()
 
     def _expire(self, operation: Operation) -> None:
         self._withdraw(operation, DeadlineExceededError("the operation's deadline has passed"))
@@ -675,7 +675,7 @@ class Proactor:
             return False
         self._release(record, ConnectionFreedError("the connection was freed"))
         if self._ready:
-            self.signal.wake()
+            self._signal.wake()
         return True
 
     def _release(self, record: Record, error: Exception) -> None:
@@ -748,7 +748,7 @@ class Proactor:
         self._timer.cancel()
         self._poller.close()
         _proactors.discard(self)
-        self.signal.wake()
+        self._signal.wake()
 
     def _abandon(self) -> None:
         """In the child of a fork: close our copies and leave alone what the parent shares."""

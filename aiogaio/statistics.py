@@ -9,15 +9,20 @@ import dataclasses
 class Statistics:
     """Counters since the watcher was made, from :meth:`aiogaio.Watcher.statistics`.
 
-    ``submitted == completed + pending`` holds at any time. A multishot request counts once, and
-    as completed when it ends.
+    - ``submitted``: requests accepted. A multishot request counts once.
+    - ``completed``: requests that have come to their end, collected or not.
+    - ``pending``: requests under way; ``submitted == completed + pending`` at any time.
+    - ``connections``: delegated or accepted, and not closed yet.
+    - ``bytes_read``, ``bytes_written``: by all operations.
+    - ``batches``: lists of results handed over.
+    - ``poller``: ``"epoll"`` or ``"loop"``.
     """
 
-    submitted: int  #: requests accepted
-    completed: int  #: requests that have come to their end, collected or not
-    pending: int  #: requests under way
-    connections: int  #: connections delegated or accepted, and not closed yet
+    submitted: int
+    completed: int
+    pending: int
+    connections: int
     bytes_read: int
     bytes_written: int
-    batches: int  #: lists of results handed over
-    poller: str  #: ``"epoll"`` or ``"loop"``
+    batches: int
+    poller: str

@@ -26,8 +26,8 @@ class ThreadSafe:
     """The view that :attr:`aiogaio.Watcher.threadsafe` returns.
 
     The calls take what those of :class:`aiogaio.Watcher` take and raise what they raise. Results
-    are delivered by the watcher, in the loop's thread, as always. Do not wait in the loop's
-    thread for what another thread submits.
+    are delivered by the watcher, in the loop's thread, as always. There is no ``delegate``: pass
+    the socket with the first request. The watcher's own calls belong to the loop's thread alone.
     """
 
     __slots__ = ("_watcher",)

@@ -128,8 +128,8 @@ class Watcher(Proactor):
                     operation.completed = True
                     self._bytes_read += operation.size
                     self._deliver(operation)
-                    if self.signal.future is not None:
-                        self.signal.wake()
+                    if self._signal.future is not None:
+                        self._signal.wake()
                 else:
                     record.reads = operation
                     if not record.read_watched:
@@ -198,7 +198,7 @@ class Watcher(Proactor):
         :raises EmptyBufferError: ``data`` is empty.
         :raises TypeError: ``data`` is not bytes-like, or not contiguous.
         :raises ValueError: a negative or NaN time, or both times.
-        :raises UnsupportedConnectionError: as :meth:`delegate`.
+        :raises UnsupportedConnectionError: ``conn`` is a listener, or as :meth:`delegate`.
         :raises WatcherClosedError: the watcher is closed.
 
         ``context``, ``timeout`` and ``deadline`` are as for :meth:`read`. A write that fails
@@ -245,8 +245,8 @@ class Watcher(Proactor):
                     operation.more = False
                     operation.completed = True
                     self._deliver(operation)
-                    if self.signal.future is not None:
-                        self.signal.wake()
+                    if self._signal.future is not None:
+                        self._signal.wake()
                     return operation
                 rest = _new_write(conn, data, length, context, silent)
                 rest.size = sent
@@ -380,7 +380,7 @@ class Watcher(Proactor):
             connections=self._count_connections(),
             bytes_read=self._bytes_read,
             bytes_written=self._bytes_written,
-            batches=self.batches,
+            batches=self._batches,
             poller=self._poller.name,
         )
 
@@ -449,7 +449,7 @@ class Watcher(Proactor):
     ) -> tuple[Write, float | None]:
         length = _length(data)
         due = self._due(timeout, deadline)
-        connection = self._connection_of(conn)
+        connection = self._connection_of(conn, listening=False)
         return _new_write(connection, data, length, context, silent), due
 
     def _make_accept(
@@ -590,9 +590,16 @@ def _check_listening(conn: object, is_so: bool, wanted: bool | None) -> None:
     )
 
 
+def _view_of(buffer: ReadableBuffer, name: str, wanted: str) -> memoryview:
+    try:
+        return memoryview(buffer)
+    except TypeError:
+        raise TypeError(f"{name} is of type {type(buffer).__name__!r}: pass {wanted}") from None
+
+
 def _room(buffer: WriteableBuffer) -> int:
     """The bytes that a caller's buffer can take; raises if it cannot take any."""
-    with memoryview(buffer) as view:  # raises TypeError for what is no buffer
+    with _view_of(buffer, "the buffer", "a bytearray or another writable buffer") as view:
         if view.readonly:
             raise TypeError("the buffer is read-only: pass a bytearray or another writable buffer")
         if not view.c_contiguous:
@@ -604,7 +611,7 @@ def _room(buffer: WriteableBuffer) -> int:
 
 def _length(data: ReadableBuffer) -> int:
     """The bytes of a write's data; raises if there are none."""
-    with memoryview(data) as view:  # raises TypeError for what is no buffer
+    with _view_of(data, "the data", "bytes (a str has to be encoded)") as view:
         if not view.c_contiguous:
             raise TypeError("the data is not contiguous: pass a copy, for example bytes(view)")
         if not view.nbytes:

@@ -770,23 +770,23 @@ MANY = 50_000
 async def test_D3_many_large_messages_at_one_time_leave_turns_to_others(
     watcher: Watcher,
 ) -> None:
-    size = 1 << 20
+    """Few events, many bytes: the copying counts as well."""
+    size = 2 << 20
+    buffers = [bytearray(size) for _ in range(48)]
+    pairs = [tcp_pair() for _ in buffers]
     with contextlib.ExitStack() as stack:
-        conns = []
-        buffers = [bytearray(size) for _ in range(100)]
-        for _ in buffers:
-            server, client = filled(size)
-            stack.enter_context(client)
-            conns.append(watcher.delegate(server))
+        for _, client in pairs:
+            stack.enter_context(client).setblocking(False)
+        conns = [watcher.delegate(server) for server, _ in pairs]
 
         async def busy(ticker: Ticker) -> None:
             for conn, buffer in zip(conns, buffers, strict=True):
-                watcher.read(conn, buffer)
+                watcher.read_full(conn, buffer)
+            for _, client in pairs:
+                client.sendall(buffers[0])
+            ticker.begin()
             await collect(watcher, len(conns))
 
-        for conn in conns:  # so that the next ones wait for the loop
-            watcher.read(conn, bytearray(1))
-        await collect(watcher, len(conns))
         await loop_stays_alive(busy)
 
 
@@ -854,6 +854,37 @@ async def test_D3_torn_write_with_many_behind_leaves_turns_to_others(watcher: Wa
             await collect(watcher, 2 * MANY + 1)
 
     await loop_stays_alive(busy)
+
+
+async def test_D3_write_after_a_torn_one_is_not_held_up_by_those_that_fell(
+    watcher: Watcher,
+) -> None:
+    """However many fell: once the torn one's result is known, new writes are sent again."""
+    server, client = unix_pair()
+    client.setblocking(False)
+    with client:
+        conn = watcher.delegate(server)
+        torn = watcher.write(conn, bytes(4 << 20))
+        fallen = [watcher.write(conn, b"x") for _ in range(3_000)]
+        watcher.cancel(torn)
+        results: list[Operation] = []
+        while torn not in results:
+            results += await watcher.wait_io()
+        later = watcher.write(conn, b"later")
+        received = bytearray()
+        async with asyncio.timeout(10):
+            while not later.completed or len(results) < 3_002:
+                with contextlib.suppress(BlockingIOError):
+                    received += client.recv(1 << 18)
+                await asyncio.sleep(0)
+                results += watcher.poll_io()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += client.recv(1 << 18)
+        assert results == [torn, *fallen, later]
+        assert received == bytes(torn.size) + b"later"
+        assert all(isinstance(o.error, OperationCancelledError) and not o.size for o in fallen)
+        assert later.error is None
 
 
 async def test_D3_readiness_is_looked_at_while_the_consumer_is_busy(watcher: Watcher) -> None:
@@ -930,6 +961,48 @@ async def test_D3_queue_of_one_connection_does_not_starve_another(watcher: Watch
         assert place < MANY * 3 // 4, f"served as number {place} of {MANY}"
 
 
+@pytest.mark.parametrize("direction", ["reads", "writes"])
+async def test_D3_long_queues_of_two_connections_take_turns(
+    watcher: Watcher, direction: str
+) -> None:
+    each = 3_000
+    pairs = [unix_pair() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        conns = []
+        for server, client in pairs:
+            stack.enter_context(client).setblocking(False)
+            if direction == "writes":  # nothing can be sent until the peer has read all this
+                server.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        server.send(bytes(1 << 16))
+            conns.append(watcher.delegate(server))
+        for conn in conns:
+            for _ in range(each):
+                if direction == "reads":
+                    watcher.read(conn, bytearray(1))
+                else:
+                    watcher.write(conn, b"x")
+        for _, client in pairs:
+            if direction == "reads":
+                client.sendall(bytes(each))
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    while client.recv(1 << 18):
+                        pass
+        served: list[Connection] = []
+        async with asyncio.timeout(10):
+            while len(served) < each * len(conns) // 2:
+                served += [operation.conn for operation in await watcher.wait_io()]
+                for _, client in pairs:
+                    if direction == "writes":
+                        with contextlib.suppress(BlockingIOError):
+                            client.recv(1 << 18)
+        served = served[: each * len(conns) // 2]
+        counts = [served.count(conn) for conn in conns]
+        assert min(counts) > each // 10, counts
+
+
 @pytest.mark.parametrize("busy", ["reading", "accepting"])
 async def test_D3_multishot_of_one_connection_does_not_starve_another(
     poller: str, busy: str
@@ -949,7 +1022,7 @@ async def test_D3_multishot_of_one_connection_does_not_starve_another(
                 stack.enter_context(socket.create_connection(conn.sockname))
         ready(conn)
         others = []
-        for _ in range(3):
+        for _ in range(8):
             server, client = tcp_pair()
             stack.enter_context(client)
             client.sendall(b"x")
@@ -968,11 +1041,11 @@ async def test_D3_multishot_of_one_connection_does_not_starve_another(
         assert conn in {o.conn for o in seen}
 
 
-async def test_D3_two_busy_multishots_share(poller: str) -> None:
-    pairs = [filled(20_000) for _ in range(4)]
+async def test_D3_busy_multishots_share_the_room(poller: str) -> None:
+    pairs = [filled(20_000) for _ in range(8)]
     with contextlib.ExitStack() as stack:
         watcher = stack.enter_context(
-            contextlib.closing(Watcher(poller=poller, batch_size=4, buffer_size=16))
+            contextlib.closing(Watcher(poller=poller, batch_size=2, buffer_size=16))
         )
         for _, client in pairs:
             stack.enter_context(client)
@@ -984,7 +1057,7 @@ async def test_D3_two_busy_multishots_share(poller: str) -> None:
         while sum(count.values()) < 400:
             for operation in await asyncio.wait_for(watcher.wait_io(), 10):
                 count[operation.conn] += 1
-        assert min(count.values()) >= 25, sorted(count.values())
+        assert min(count.values()) >= 10, sorted(count.values())
 
 
 # D4: close completes what is pending, closes every connection, and lets itself be drained

@@ -28,14 +28,14 @@ FOR_WRITES: Final = WRITABLE | ERROR | HANGUP
 class Target(Protocol):
     """The watcher, as its poller sees it. A poller and the loop hold it weakly."""
 
-    signal: Signal
-    batches: int  # lists of results handed over so far
+    _signal: Signal
+    _batches: int  # lists of results handed over so far
 
-    def turn(self) -> None:
+    def _turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
         ...
 
-    def take(self, events: Sequence[tuple[int, int]]) -> None:
+    def _take(self, events: Sequence[tuple[int, int]]) -> None:
         """These descriptors are ready: make the attempts."""
         ...
 

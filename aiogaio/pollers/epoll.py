@@ -35,12 +35,12 @@ class _Callback:
 
     def __init__(self, target: Target) -> None:
         self._target = weakref.ref(target)
-        self._signal: Signal = target.signal
+        self._signal: Signal = target._signal
 
     def __call__(self) -> None:
         target = self._target()
         if target is not None:
-            target.turn()
+            target._turn()
 
 
 class EpollPoller:

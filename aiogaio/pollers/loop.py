@@ -32,7 +32,7 @@ class _Interest:
         self.fd: int = fd
         self.armed: bool = True  # the watcher wants it
         self.held: bool = True  # the loop has the callback
-        self.ignored_at: int = -1  # Target.batches when an event was ignored last
+        self.ignored_at: int = -1  # Target._batches when an event was ignored last
 
 
 class _Held:
@@ -70,13 +70,13 @@ def _when_readable(poller: LoopPoller, record: Record, interest: _Interest) -> C
         if record is None or target is None:
             return
         if record.reads is not None and not record.read_paused:
-            target.take(events)
+            target._take(events)
             return
         record.readable = True
-        if record.reads is not None and interest.ignored_at != target.batches:
+        if record.reads is not None and interest.ignored_at != target._batches:
             # A multishot read waits for room among the results. As long as the consumer goes on
             # collecting, ignoring the event costs less than to remove the reader and add it again.
-            interest.ignored_at = target.batches
+            interest.ignored_at = target._batches
             return
         poller = find_poller()
         if poller is not None:
@@ -95,7 +95,7 @@ def _when_writable(poller: LoopPoller, record: Record, interest: _Interest) -> C
         record, target, poller = find_record(), find_target(), find_poller()
         if record is None or target is None or poller is None:
             return
-        target.take(events)
+        target._take(events)
         if record.writes is None:
             poller.unwatch_writes(record)
 
@@ -112,7 +112,7 @@ class LoopPoller:
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._loop = loop
         self.target: weakref.ref[Target] = weakref.ref(target)
-        self.signal: Signal = target.signal
+        self.signal: Signal = target._signal
         self._readers: dict[int, _Interest] = {}
         self._writers: dict[int, _Interest] = {}
         # The records served, each with the inode that tells its descriptor from a later one of
