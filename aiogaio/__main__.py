@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from aiogaio import UnsupportedLoopError
 from aiogaio.cli import arguments
-from aiogaio.cli.failure import Failure
+from aiogaio.cli.failure import Failure, reason
 
 INTERRUPTED = 128 + signal.SIGINT  # as shells count it
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.parse(argv)
     try:
         status = command()
-        sys.stdout.flush()  # here, where a broken pipe is still caught
+        sys.stdout.flush()  # here, where a failure is still caught
         return status
     except (Failure, UnsupportedLoopError) as error:
         print(f"{arguments.PROGRAM}: {error}", file=sys.stderr)
@@ -27,10 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         away = "\n" if sys.stdout.isatty() else ""  # from the ^C and the line it stands on
         print(f"{away}interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads any more. The interpreter flushes at exit: give it something that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not _output_is_lost():
+            raise
+        if not isinstance(error, BrokenPipeError):  # who reads no more need not be told
+            print(f"{arguments.PROGRAM}: cannot write: {reason(error)}", file=sys.stderr)
         return 1
+
+
+def _output_is_lost() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The interpreter flushes at exit: give it something that takes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -125,20 +125,17 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
     """Receive once behind the ``size`` bytes already there; ``None`` if nothing has arrived."""
     done = operation.size
     room = _share(record, operation.length - done)
+    part = _part_of(operation, done, room)
+    if part is None:
+        return 0
     try:
-        with octets_of(operation.buffer) as octets:
-            if octets.nbytes != operation.length:
-                raise BufferError(_RESIZED)
-            with octets[done : done + room] as part:
-                size = record.recv_into(part)
+        with part:
+            size = record.recv_into(part)
     except BlockingIOError:
         record.readable = False
         return None
     except OSError as error:
         record.latch(error)
-        operation.error = error.with_traceback(None)
-        return 0
-    except (BufferError, TypeError, ValueError) as error:  # resized or released by its owner
         operation.error = error.with_traceback(None)
         return 0
     if size < room:
@@ -172,18 +169,15 @@ def send(record: Record, operation: Write) -> bool:
     """
     done = operation.size - operation.skipped
     room = _share(record, operation.length - done)
+    part = _part_of(operation, done, room)
+    if part is None:
+        return True
     try:
-        with octets_of(operation.buffer) as octets:
-            if octets.nbytes != operation.length:
-                raise BufferError(_RESIZED)
-            with octets[done : done + room] as part:
-                sent = record.send(part)
+        with part:
+            sent = record.send(part)
     except BlockingIOError:
         record.writable = False
         return False
-    except (BufferError, TypeError, ValueError) as error:  # resized or released by its owner
-        operation.error = error.with_traceback(None)
-        return True
     if sent < room:
         record.writable = False
     operation.size += sent
@@ -207,6 +201,18 @@ def accept(listener: Record) -> tuple[int, Any] | None:
                 raise
 
 
+def _part_of(operation: ReadInto | Write, done: int, room: int) -> memoryview | None:
+    """The bytes of the caller's buffer for one attempt; ``None``, and the error, if it is gone."""
+    try:
+        with octets_of(operation.buffer) as octets:
+            if octets.nbytes != operation.length:
+                raise BufferError("the buffer was resized while the operation was pending")
+            return octets[done : done + room]
+    except Exception as error:  # released or closed by its owner, or whatever its class raises
+        operation.error = error.with_traceback(None)
+        return None
+
+
 def _share(record: Record, left: int) -> int:
     """How many of the bytes left one attempt may move: a message goes whole or not at all."""
     return CHUNK if left > CHUNK and record.type == socket.SOCK_STREAM else left
@@ -222,6 +228,3 @@ def _end_of_stream(record: Record) -> Exception:
     if latched is not None:
         return OSError(*latched.args)  # of the subclass that its errno asks for
     return EndOfStreamError("the peer ended its side of the connection")
-
-
-_RESIZED: Final = "the buffer was resized while the operation was pending"

@@ -91,11 +91,6 @@ class Completions:
 
     def take(self, limit: int) -> list[Operation]:
         """Hand over up to ``limit`` results, the oldest first."""
-        ready = self.ready
-        if len(ready) <= limit:
-            batch = ready[:]
-            ready.clear()  # the list itself stays: others hold its `append`
-        else:
-            batch = ready[:limit]
-            del ready[:limit]
+        batch = self.ready[:limit]
+        del self.ready[: len(batch)]  # the list itself stays: others hold its `append`
         return batch

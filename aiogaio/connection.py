@@ -62,6 +62,7 @@ class Record(_socket.socket):
         "short_is_empty",
         "torn",
         "writable",
+        "write_paused",
         "write_watched",
         "writes",
         "writes_tail",
@@ -95,6 +96,8 @@ class Record(_socket.socket):
         self.write_watched: bool = False
         # Its multishot request waits for room among the results, or for the system to recover.
         self.read_paused: bool = False
+        # Its writes rest until the system has memory again.
+        self.write_paused: bool = False
         # It waits in the watcher's backlog to go on without an event.
         self.in_backlog: bool = False
         # The error that ended the stream, whichever call it was that the system told.

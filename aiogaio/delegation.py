@@ -40,9 +40,9 @@ def is_listening(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def take_over(sock: socket.socket) -> Record:
+def take_over(sock: socket.socket, *, listening: bool) -> Record:
     """Make a record of the descriptor of ``sock``, which still has it, too: see :func:`spend`."""
-    record = Record(sock.family, sock.type, sock.proto, sock.fileno(), listening=is_listening(sock))
+    record = Record(sock.family, sock.type, sock.proto, sock.fileno(), listening=listening)
     _prepare(record)
     return record
 

@@ -22,17 +22,15 @@ class Inbox:
     reentrant, since a finalizer may run while this very thread holds it.
     """
 
-    __slots__ = ("_actions", "_called", "_loop", "closed", "lock")
+    __slots__ = ("_actions", "_called", "_loop", "closed", "lock", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._actions: deque[Callable[[], object]] = deque()
         self._called = False  # the loop will come
         self.closed: bool = False
+        self.waiting: bool = False  # something is there
         self.lock: threading.RLock = threading.RLock()
-
-    def __len__(self) -> int:
-        return len(self._actions)
 
     def post(self, action: Callable[[], object], run: Callable[[], None]) -> None:
         """Have the loop's thread call ``run``, which calls :meth:`empty`, some time soon.
@@ -45,12 +43,14 @@ class Inbox:
             if self._loop.is_closed():
                 raise WatcherClosedError("the watcher's event loop is closed")
             self._actions.append(action)
+            self.waiting = True
             if self._called:
                 return
             try:
                 self._loop.call_soon_threadsafe(run)
             except RuntimeError as error:
                 self._actions.pop()
+                self.waiting = bool(self._actions)
                 raise WatcherClosedError("the watcher's event loop is closed") from error
             self._called = True
 
@@ -58,8 +58,8 @@ class Inbox:
         """The loop has come: run what is there for so long. True if it need not come again."""
         self.empty(seconds)
         with self.lock:
-            self._called = bool(self._actions)
-            return not self._called
+            self._called = self.waiting
+            return not self.waiting
 
     def empty(self, seconds: float = math.inf) -> None:
         """Run what is there, in the loop's thread, for so long at most."""
@@ -71,6 +71,8 @@ class Inbox:
             done += 1
             if done % 64 == 0 and time.monotonic() > stop:
                 break
+        with self.lock:
+            self.waiting = bool(actions)
 
     def close(self) -> bool:
         """Take nothing more; false if it was closed before."""

@@ -148,12 +148,7 @@ class Armed(Operation):
 def octets_of(buffer: ReadableBuffer) -> memoryview:
     """A view of the bytes of any contiguous buffer, whatever the type of its items."""
     with memoryview(buffer) as view:
-        try:
-            return view.cast("B")
-        except TypeError:  # not of a native format, as the arrays of ctypes
-            from pickle import PickleBuffer  # noqa: PLC0415 - rare, and long to import
-
-            return PickleBuffer(view).raw()
+        return view.cast("B")
 
 
 AnyOperation = TypeVar("AnyOperation", bound=Operation)

@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiogaio import attempts
@@ -82,6 +83,7 @@ class Proactor:
         "_batch_size",
         "_batches",
         "_buffer_size",
+        "_busy",
         "_bytes_read",
         "_bytes_written",
         "_clock",
@@ -90,10 +92,12 @@ class Proactor:
         "_completions",
         "_deadlines",
         "_deliver",
+        "_direct",
         "_hungry",
         "_inbox",
         "_loop",
         "_poller",
+        "_read_limit",
         "_ready",
         "_records",
         "_shots",
@@ -143,8 +147,15 @@ class Proactor:
         self._submitted = self._collected = self._silent = self._shots = 0
         self._batches: int = 0
         self._bytes_read = self._bytes_written = 0
-        # Bytes after which writes are queued instead of sent at the call, until the loop has run.
+        # Bytes after which requests are queued, not attempted at the call, until the next turn.
+        self._read_limit: int = _BURST_BYTES
         self._write_limit = _BURST_BYTES
+
+        # Attempts are being made. What a finalizer or a signal handler asks for in between must not
+        # change what they stand on: it goes through the inbox.
+        self._busy = False
+        # Requests may take the short way: nothing is being attempted, and the inbox is empty.
+        self._direct = True
 
         # A turn of nothing but full reads moves no more than the bytes of a turn.
         events = max(1, min(batch_size, 2 * _TURN_BYTES // buffer_size))
@@ -162,6 +173,13 @@ class Proactor:
         """One turn: take what is ready and make the attempts. False once closed."""
         if self._closed:
             return False
+        if not self._busy:
+            self._undisturbed(self._make_turn)
+            self._settle()
+        return True
+
+    def _make_turn(self) -> None:
+        self._read_limit = self._bytes_read + _BURST_BYTES
         self._write_limit = self._bytes_written + _BURST_BYTES
         events = self._poller.poll()
         if self._backlog:
@@ -169,8 +187,17 @@ class Proactor:
         self._take(events)
         if self._hungry:
             self._feed()
-            self._settle()
-        return True
+
+    def _undisturbed(self, work: Callable[[], None]) -> None:
+        """Work on the queues with finalizers and signal handlers kept from them."""
+        if self._busy:
+            work()
+            return
+        self._busy, self._direct = True, False
+        try:
+            work()
+        finally:
+            self._busy, self._direct = False, not self._inbox.waiting
 
     def _take(self, events: Sequence[tuple[int, int]]) -> None:
         """Make the attempts that these events, ``(descriptor, bits)``, allow.
@@ -182,55 +209,61 @@ class Proactor:
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
         moved = self._bytes_read + self._bytes_written
-        for fd, bits in events:
-            record = records[fd]
-            if record is None:  # freed since the event was taken
-                continue
-            if bits & UNCERTAIN:
-                record.short_is_empty = False
-            if bits & FOR_READS:
-                record.readable = True
-                operation = record.reads
-                if operation is None:
-                    pass
-                elif type(operation) is Operation and operation._next is None:
-                    if receive(record, operation, room):
-                        record.reads = None
-                        operation.completed = True
-                        self._bytes_read += operation.size
-                        if operation._timer is not None:
-                            self._deadlines.discard(operation)
-                        deliver(operation)
-                elif type(operation) is not Armed:
-                    if self._tired(moved):
+        was_busy = self._busy
+        self._busy, self._direct = True, False
+        try:
+            for fd, bits in events:
+                record = records[fd]
+                if record is None:  # freed since the event was taken
+                    continue
+                if bits & UNCERTAIN:
+                    record.short_is_empty = False
+                if bits & FOR_READS:
+                    record.readable = True
+                    operation = record.reads
+                    if operation is None:
+                        pass
+                    elif type(operation) is Operation and operation._next is None:
+                        if receive(record, operation, room):
+                            record.reads = None
+                            operation.completed = True
+                            self._bytes_read += operation.size
+                            if operation._timer is not None:
+                                self._deadlines.discard(operation)
+                            deliver(operation)
+                    elif type(operation) is not Armed:
+                        if self._tired(moved):
+                            self._put_off(record)
+                        else:
+                            self._advance_reads(record)
+                    elif hungry or len(ready) >= batch_size:
+                        self._queue_up(record)
+                    elif record.listening or operation._next is not None:
+                        self._advance_reads(record)
+                    else:
+                        shot = receive_shot(record, operation, room)
+                        if shot is operation:
+                            record.reads = None
+                            self._finish(operation)
+                        elif shot is not None:
+                            self._bytes_read += shot.size
+                            self._shots += 1
+                            if operation.silence is not None:
+                                operation.due = self._clock() + operation.silence
+                            deliver(shot)
+                            if record.readable:
+                                self._advance_reads(record)
+                if bits & FOR_WRITES:
+                    record.writable = True
+                    if record.writes is None or record.write_paused:
+                        pass
+                    elif self._tired(moved):
                         self._put_off(record)
                     else:
-                        self._advance_reads(record)
-                elif hungry or len(ready) >= batch_size:
-                    self._queue_up(record)
-                elif record.listening or operation._next is not None:
-                    self._advance_reads(record)
-                else:
-                    shot = receive_shot(record, operation, room)
-                    if shot is operation:
-                        record.reads = None
-                        self._finish(operation)
-                    elif shot is not None:
-                        self._bytes_read += shot.size
-                        self._shots += 1
-                        if operation.silence is not None:
-                            operation.due = self._clock() + operation.silence
-                        deliver(shot)
-                        if record.readable:
-                            self._advance_reads(record)
-            if bits & FOR_WRITES:
-                record.writable = True
-                if record.writes is None:
-                    pass
-                elif self._tired(moved):
-                    self._put_off(record)
-                else:
-                    self._advance_writes(record)
+                        self._advance_writes(record)
+        finally:
+            if not was_busy:
+                self._busy, self._direct = False, not self._inbox.waiting
         if self._backlog:
             self._schedule_turn()
         if ready and self._signal.future is not None:
@@ -258,6 +291,12 @@ class Proactor:
             if record.writes is not None and (record.writable or record.doomed is not None):
                 self._advance_writes(record)
 
+    def _delay(self, record: Record) -> None:
+        """The loop says that this descriptor is readable, but much was read in this turn."""
+        record.readable = True
+        self._put_off(record)
+        self._schedule_turn()
+
     def _put_off(self, record: Record) -> None:
         """Go on with this connection in a later turn, though no event will tell."""
         if not record.in_backlog and record.open:
@@ -276,6 +315,14 @@ class Proactor:
     # --- Reads ---------------------------------------------------------------------------------
 
     def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
+        """A read or an accept from the loop's thread: behind what is in the inbox."""
+        if self._busy or self._inbox.waiting:
+            self._post(lambda: self._enter_read(record, operation, due))
+        else:
+            self._direct = True
+            self._enter_read(record, operation, due)
+
+    def _enter_read(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a read or an accept: attempt it if nothing is before it, else queue it."""
         self._submitted += 1
         if not self._admit(record, operation):
@@ -285,14 +332,17 @@ class Proactor:
         record.append_read(operation)
         if first and (record.readable or overdue):
             record.readable = True
-            self._advance_reads(record)
+            if self._bytes_read < self._read_limit or overdue:
+                self._undisturbed(partial(self._advance_reads, record))
+            else:
+                self._put_off(record)
         if not operation.completed:
             if overdue:
                 self._expire(operation)
             else:
                 if due is not None:
                     self._add_deadline(operation, due)
-                if not record.read_watched and not record.read_paused:
+                if not record.read_watched and not record.readable and not record.read_paused:
                     self._watch_reads(record)
         self._settle()
 
@@ -409,16 +459,26 @@ class Proactor:
     def _watch_reads(self, record: Record) -> None:
         """Have the poller report the descriptor; if it cannot, no pending read can complete."""
         try:
-            self._poller.watch_reads(record)
+            self._undisturbed(partial(self._poller.watch_reads, record))
         except (OSError, RuntimeError, ValueError) as error:
-            for operation in _chain(record.reads):
+            while (operation := record.reads) is not None:
                 record.remove_read(operation)
-                self._finish(operation, error)
+                self._finish(operation, _again(error))
             self._signal.wake()
 
     # --- Writes --------------------------------------------------------------------------------
 
     def _submit_write(self, record: Record, operation: Write, due: float | None) -> None:
+        """A write from the loop's thread: behind what is in the inbox."""
+        if self._busy or self._inbox.waiting:
+            if operation.silent:
+                _keep_rest(operation)
+            self._post(lambda: self._enter_write(record, operation, due))
+        else:
+            self._direct = True
+            self._enter_write(record, operation, due)
+
+    def _enter_write(self, record: Record, operation: Write, due: float | None) -> None:
         """Accept a write: send at once if nothing is before it, else queue it."""
         self._submitted += 1
         if not self._admit(record, operation):
@@ -437,7 +497,7 @@ class Proactor:
         if first and (record.writable or overdue):
             record.writable = True
             if self._bytes_written < self._write_limit or overdue:
-                self._advance_writes(record)
+                self._undisturbed(partial(self._advance_writes, record))
             else:
                 self._put_off(record)
         if not operation.completed:
@@ -448,7 +508,7 @@ class Proactor:
                     _keep_rest(operation)
                 if due is not None:
                     self._add_deadline(operation, due)
-                if not record.write_watched and not record.writable:
+                if not record.write_watched and not record.writable and not record.write_paused:
                     self._watch_writes(record)
         self._settle()
 
@@ -460,7 +520,7 @@ class Proactor:
                 return
         for _ in range(self._attempts):
             operation = record.writes
-            if operation is None or not record.writable:
+            if operation is None or not record.writable or record.write_paused:
                 break
             assert isinstance(operation, Write)
             before = operation.size
@@ -474,7 +534,7 @@ class Proactor:
             if done:
                 record.remove_write(operation)
                 self._finish_write(record, operation, operation.error)
-        if record.writes is None:
+        if record.writes is None or record.write_paused:
             return
         if record.writable:
             self._put_off(record)
@@ -482,12 +542,13 @@ class Proactor:
             self._watch_writes(record)
 
     def _watch_writes(self, record: Record) -> None:
+        """The same for writes."""
         try:
-            self._poller.watch_writes(record)
+            self._undisturbed(partial(self._poller.watch_writes, record))
         except (OSError, RuntimeError, ValueError) as error:
-            for operation in _chain(record.writes):
+            while (operation := record.writes) is not None:
                 record.remove_write(operation)
-                self._finish_write(record, operation, error)
+                self._finish_write(record, operation, _again(error))
             self._signal.wake()
 
     def _send_failed(self, record: Record, operation: Write, error: OSError) -> None:
@@ -498,13 +559,14 @@ class Proactor:
             self._settle()
             return
         # No event will tell when the system has memory again. The write goes back to its place.
-        record.writable = False
+        record.write_paused = True
         record.prepend_write(operation)
         if operation.silent and not operation.skipped:
             _keep_rest(operation)
         self._loop.call_later(_SEND_REST, self._retry_writes, record)
 
     def _retry_writes(self, record: Record) -> None:
+        record.write_paused = False
         if record.open and record.writes is not None:
             record.writable = True
             self._put_off(record)
@@ -554,6 +616,9 @@ class Proactor:
     def _cancel(self, operation: Operation) -> bool:
         if operation.completed:
             return False
+        if self._busy:
+            self._post_quietly(lambda: self._cancel(operation))
+            return True
         self._withdraw(operation, OperationCancelledError("the operation was cancelled"))
         self._signal.wake()
         return True
@@ -620,8 +685,12 @@ class Proactor:
         stop = time.monotonic() + _WORK_SLICE
         expired = 0
         while (operation := self._deadlines.pop_expired(now)) is not None:
-            self._expire(operation)
             expired += 1
+            silence = operation.silence if isinstance(operation, Armed) else None
+            if silence is not None and operation.conn._record.read_paused:
+                self._deadlines.add(operation, now + silence)  # it is not the peer that was silent
+            else:
+                self._expire(operation)
             if expired % 64 == 0 and time.monotonic() > stop:
                 break
         earliest = self._deadlines.earliest()
@@ -673,9 +742,10 @@ class Proactor:
     def _free(self, record: Record) -> bool:
         if not record.open:
             return False
-        self._release(record, ConnectionFreedError("the connection was freed"))
-        if self._ready:
-            self._signal.wake()
+        if self._busy:
+            self._post_quietly(lambda: self._free(record))
+        else:
+            self._release(record, ConnectionFreedError("the connection was freed"))
         return True
 
     def _release(self, record: Record, error: Exception) -> None:
@@ -684,7 +754,7 @@ class Proactor:
         record.open = record.readable = record.writable = False
         for operation in (*_chain(record.reads), *_chain(record.writes)):
             operation._next = operation._previous = None
-            self._finish(operation, type(error)(*error.args))  # each its own: it may be raised
+            self._finish(operation, _again(error))
         record.reads = record.reads_tail = record.writes = record.writes_tail = None
         record.doomed = None
         if fd < len(self._records) and self._records[fd] is record:
@@ -695,6 +765,8 @@ class Proactor:
                 record.detach()
         else:
             record.close()
+        if self._ready:
+            self._signal.wake()
 
     def _release_orphan(self, record: Record) -> None:
         """Close a connection that nobody holds. Called by a finalizer, in any thread."""
@@ -711,16 +783,26 @@ class Proactor:
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
         self._inbox.post(action, self._on_inbox)
+        self._direct = False
+
+    def _post_quietly(self, action: Callable[[], object]) -> None:
+        """Post what the watcher's close makes unnecessary."""
+        try:
+            self._post(action)
+        except WatcherClosedError:
+            pass
 
     def _on_inbox(self) -> None:
         """The loop comes for what other threads have posted."""
         if not self._inbox.come(_WORK_SLICE) and not self._loop.is_closed():
             self._loop.call_soon(self._on_inbox)
+        self._direct = not self._inbox.waiting
         self._settle()
 
     def _run_inbox(self) -> None:
         """Do not wait for the loop to come."""
         self._inbox.empty()
+        self._direct = True
         self._settle()
 
     def _close_from_finalizer(self) -> None:
@@ -736,6 +818,9 @@ class Proactor:
     # --- The end -------------------------------------------------------------------------------
 
     def _close(self) -> None:
+        if self._busy:
+            self._post_quietly(self._close)
+            return
         if not self._inbox.close():
             return
         self._closed = True
@@ -764,6 +849,11 @@ class Proactor:
                     record.detach()
         self._records.clear()
         self._ready.clear()
+
+
+def _again(error: Exception) -> Exception:
+    """The same error once more: each operation has its own, since a program may raise it."""
+    return type(error)(*error.args)
 
 
 def _chain(operation: Operation | None) -> list[Operation]:

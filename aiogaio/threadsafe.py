@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiogaio.errors import WatcherClosedError
-
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -48,7 +45,7 @@ class ThreadSafe:
         """As :meth:`aiogaio.Watcher.read`."""
         watcher = self._watcher
         operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
-        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
         return operation
 
     def read_full(
@@ -63,7 +60,7 @@ class ThreadSafe:
         """As :meth:`aiogaio.Watcher.read_full`."""
         watcher = self._watcher
         operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
-        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
         return operation
 
     def write(
@@ -86,7 +83,7 @@ class ThreadSafe:
             with memoryview(data) as view:
                 data = view.tobytes()
         operation, due = watcher._make_write(conn, data, context, timeout, deadline, silent)
-        watcher._post(lambda: watcher._submit_write(operation.conn._record, operation, due))
+        watcher._post(lambda: watcher._enter_write(operation.conn._record, operation, due))
         return operation
 
     def accept(
@@ -101,14 +98,14 @@ class ThreadSafe:
         """As :meth:`aiogaio.Watcher.accept`."""
         watcher = self._watcher
         operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
-        watcher._post(lambda: watcher._submit_read(operation.conn._record, operation, due))
+        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
         return operation
 
     def cancel(self, op: Operation) -> None:
         """As :meth:`aiogaio.Watcher.cancel`, some time soon; what came of it is in the result."""
         watcher = self._watcher
         watcher._check_operation(op)
-        self._post_quietly(lambda: watcher._cancel(op))
+        watcher._post_quietly(lambda: watcher._cancel(op))
 
     def free(self, conn: Connection | socket.socket) -> None:
         """As :meth:`aiogaio.Watcher.free`, some time soon; nothing is sent or received after it."""
@@ -117,11 +114,4 @@ class ThreadSafe:
         if connection is None:  # the descriptor is not the watcher's: no need to wait for it
             watcher.free(conn)
         else:
-            self._post_quietly(lambda: watcher._free(connection._record))
-
-    def _post_quietly(self, action: Callable[[], object]) -> None:
-        """Post what the watcher's close makes unnecessary."""
-        try:
-            self._watcher._post(action)
-        except WatcherClosedError:
-            pass
+            watcher._post_quietly(lambda: watcher._free(connection._record))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _READ: Final = OpType.READ  # look-ups of one step
 _WRITE: Final = OpType.WRITE
+_LARGEST: Final = 1 << 30  # more in one receive or poll is a mistake, not a wish
 
 
 class Watcher(Proactor):
@@ -102,7 +103,8 @@ class Watcher(Proactor):
         :raises UnsupportedConnectionError: ``conn`` is a listener, or nothing to be read from.
         :raises WatcherClosedError: the watcher is closed.
         """
-        # The short way for what nearly every call is: one attempt or none, and no further call.
+        # The short way for what nearly every call is: one attempt or none, and no further call. The
+        # operation is made first, since the collector may run then, and finalizers of the program.
         if (
             type(conn) is Connection
             and conn._watcher is self
@@ -111,30 +113,37 @@ class Watcher(Proactor):
             and deadline is None
             and not multishot
         ):
+            operation = Operation()
+            operation.type = _READ
+            operation.conn = conn
+            operation.context = conn.context if context is None else context
+            operation.buffer = None
+            operation.size = 0
+            operation.data = b""
+            operation.error = None
+            operation.more = operation.completed = False
+            operation.accepted = operation.address = None
+            operation._next = operation._previous = operation._timer = None
             record = conn._record
-            if record.reads is None and record.open and not record.listening:
-                operation = Operation()
-                operation.type = _READ
-                operation.conn = conn
-                operation.context = conn.context if context is None else context
-                operation.buffer = None
-                operation.size = 0
-                operation.data = b""
-                operation.error = None
-                operation.more = operation.completed = False
-                operation.accepted = operation.address = None
-                operation._next = operation._previous = operation._timer = None
-                if record.readable and attempts.receive(record, operation, self._buffer_size):
+            if record.reads is None and record.open and not record.listening and self._direct:
+                if (
+                    record.readable
+                    and self._bytes_read < self._read_limit
+                    and attempts.receive(record, operation, self._buffer_size)
+                ):
                     operation.completed = True
+                    self._submitted += 1
                     self._bytes_read += operation.size
                     self._deliver(operation)
                     if self._signal.future is not None:
                         self._signal.wake()
-                else:
+                elif record.reads is None and record.open and not record.readable:
                     record.reads = operation
+                    self._submitted += 1
                     if not record.read_watched:
                         self._watch_reads(record)
-                self._submitted += 1
+                else:
+                    self._submit_read(record, operation, None)
                 return operation
         request, due = self._make_read(conn, buffer, context, timeout, deadline, multishot)
         self._submit_read(request.conn._record, request, due)
@@ -219,8 +228,19 @@ class Watcher(Proactor):
                 and record.writes is None
                 and record.torn is None
                 and 0 < length <= attempts.CHUNK
+                and self._direct
                 and self._bytes_written < self._write_limit
             ):
+                operation = None
+                if not silent:
+                    operation = Operation()
+                    operation.type = _WRITE
+                    operation.conn = conn
+                    operation.context = conn.context if context is None else context
+                    operation.buffer = data
+                    operation.data = b""
+                    operation.error = operation.accepted = operation.address = None
+                    operation.more = False
                 try:
                     sent = attempts.try_send(record, data)
                 except OSError as error:
@@ -229,29 +249,21 @@ class Watcher(Proactor):
                     self._send_failed(record, failed, error)
                     return failed
                 self._bytes_written += sent
-                if sent == length:
-                    self._submitted += 1
-                    if silent:
-                        self._silent += 1
-                        return None
-                    operation = Operation()
-                    operation.type = _WRITE
-                    operation.conn = conn
-                    operation.context = conn.context if context is None else context
-                    operation.buffer = data
-                    operation.size = sent
-                    operation.data = b""
-                    operation.error = operation.accepted = operation.address = None
-                    operation.more = False
-                    operation.completed = True
-                    self._deliver(operation)
-                    if self._signal.future is not None:
-                        self._signal.wake()
-                    return operation
-                rest = _new_write(conn, data, length, context, silent)
-                rest.size = sent
-                self._submit_write(record, rest, None)
-                return rest
+                if sent < length:
+                    rest = _new_write(conn, data, length, context, silent)
+                    rest.size = sent
+                    self._submit_write(record, rest, None)
+                    return rest
+                self._submitted += 1
+                if operation is None:
+                    self._silent += 1
+                    return None
+                operation.size = sent
+                operation.completed = True
+                self._deliver(operation)
+                if self._signal.future is not None:
+                    self._signal.wake()
+                return operation
         request, due = self._make_write(conn, data, context, timeout, deadline, silent)
         self._submit_write(request.conn._record, request, due)
         return None if silent and request.completed and request.error is None else request
@@ -287,7 +299,7 @@ class Watcher(Proactor):
         :raises UnsupportedConnectionError: an operation of another watcher.
         """
         self._check_operation(op)
-        if self._inbox:  # it may still be on its way from another thread
+        if self._inbox.waiting and not self._busy:  # it may be on its way from another thread
             self._run_inbox()
         return self._cancel(op)
 
@@ -522,8 +534,9 @@ class Watcher(Proactor):
                 f"descriptor {sock.fileno()} is delegated already, by way of another socket "
                 "object: use its Connection"
             )
-        _check_listening(sock, is_listening(sock), listening)
-        record = take_over(sock)
+        is_so = is_listening(sock)
+        _check_listening(sock, is_so, listening)
+        record = take_over(sock, listening=is_so)
         try:
             self._register(record)
         except BaseException:
@@ -576,8 +589,8 @@ def _new_armed(
 def _check_size(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, but is {value}")
+    if not 1 <= value <= _LARGEST:
+        raise ValueError(f"{name} must be from 1 to {_LARGEST}, but is {value}")
 
 
 def _check_listening(conn: object, is_so: bool, wanted: bool | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import errno
 import gc
 import os
 import socket
@@ -13,8 +15,17 @@ from collections.abc import Callable
 
 import pytest
 
-from aiogaio import ConnectionFreedError, EndOfStreamError, UnsupportedConnectionError, Watcher
-from tests.support import collect, one, reset, tcp_pair
+from aiogaio import (
+    Connection,
+    ConnectionFreedError,
+    DeadlineExceededError,
+    EndOfStreamError,
+    OpType,
+    UnsupportedConnectionError,
+    Watcher,
+    attempts,
+)
+from tests.support import collect, one, reset, settle, tcp_pair
 
 
 async def test_D1_end_that_came_before_a_thread_delegates_is_told(watcher: Watcher) -> None:
@@ -60,7 +71,7 @@ async def test_threadsafe_requests_of_a_long_time_call_the_loop_once_at_a_time(
         assert calls == 1
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        left = len(inbox)
+        left = inbox.waiting
         watcher.threadsafe.read(conn)
         assert calls == (1 if left else 2)
         watcher.free(conn)
@@ -153,3 +164,145 @@ async def test_S2_listener_of_packets_is_a_listener(watcher: Watcher) -> None:
             assert client.recv(100) == b"packet"
             watcher.free(operation.accepted)
         watcher.free(conn)
+
+
+@pytest.mark.parametrize("multishot", [False, True])
+async def test_D1_finalizer_that_closes_the_connection_at_any_time_doubles_nothing(
+    poller: str, multishot: bool
+) -> None:
+    """The collector may run at any point of the watcher's own calls, and call the program."""
+    point, fired = 0, True
+    while fired:  # close the connection in the first run of the collector, in the second, ...
+        point, fired, runs = point + 1, False, 0
+        with contextlib.closing(Watcher(poller=poller)) as watcher:  # type: ignore[arg-type]
+            server, client = tcp_pair()
+            with client:
+                conn = watcher.delegate(server)
+
+                def close(
+                    phase: str,
+                    info: dict[str, int],
+                    conn: Connection = conn,
+                    point: int = point,
+                ) -> None:
+                    nonlocal fired, runs
+                    runs += phase == "stop"
+                    if runs == point and not fired:
+                        fired = True
+                        conn.close()
+
+                client.sendall(b"x")
+                thresholds = gc.get_threshold()
+                gc.callbacks.append(close)
+                gc.set_threshold(1, 1000, 1000)
+                try:
+                    requests = [watcher.read(conn, multishot=multishot), watcher.read(conn)]
+                    results = watcher.poll_io()
+                    with contextlib.suppress(OSError):  # it is closed already
+                        client.sendall(b"y")
+                    for _ in range(3):
+                        await asyncio.sleep(0)
+                        results += watcher.poll_io()
+                finally:
+                    gc.set_threshold(*thresholds)
+                    gc.callbacks.remove(close)
+                conn.close()
+                await settle(3)
+                results += watcher.poll_io()
+                last = [op for op in results if not op.more]
+                assert last == requests, f"closed in run {point} of the collector"
+                assert not any(op.more for op in results[results.index(requests[0]) :])
+    assert point > 3, "the collector never ran"
+
+
+async def test_S3_request_of_the_loop_stands_behind_those_of_a_thread(watcher: Watcher) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        for number in range(1000):
+            watcher.threadsafe.write(conn, b"%d," % number, silent=True)
+        watcher.write(conn, b"last")
+        await one(watcher)
+        got = b""
+        while not got.endswith(b"last"):
+            got += client.recv(65536)
+        assert got == b"".join(b"%d," % number for number in range(1000)) + b"last"
+        watcher.free(conn)
+
+
+async def test_D1_writes_that_nobody_can_watch_complete_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Watcher(poller="loop") as watcher:
+
+        def refuse(record: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(type(watcher._poller), "watch_writes", lambda _, record: refuse(record))
+        server, client = tcp_pair()
+        with client:
+            conn = watcher.delegate(server)
+            writes = [watcher.write(conn, bytes(16 << 20)), watcher.write(conn, b"behind")]
+            results = await collect(watcher, 2)
+            assert results == writes
+            assert isinstance(writes[0].error, OSError)
+            assert watcher.statistics().pending == 0
+            watcher.free(conn)
+
+
+async def test_S4_write_waits_quietly_while_the_system_is_short_of_memory(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        tries = 0
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 0.1
+
+        def short_of_memory(*_: object) -> int:
+            nonlocal tries
+            tries += 1
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(attempts, "try_send", short_of_memory)
+            patch.setattr(attempts, "send", short_of_memory)
+            first, second = watcher.write(conn, b"first"), watcher.write(conn, b"second")
+            while loop.time() < end:
+                await asyncio.sleep(0.005)
+            assert not first.completed
+            assert 1 <= tries <= 30, "it tries again by a timer, and by nothing else"
+        assert await collect(watcher, 2) == [first, second]
+        assert client.recv(11, socket.MSG_WAITALL) == b"firstsecond"
+        watcher.free(conn)
+
+
+async def test_S6_silence_does_not_count_while_results_await_collection(poller: str) -> None:
+    """It is not the peer that is silent."""
+    async with Watcher(poller=poller, batch_size=1) as watcher:  # type: ignore[arg-type]
+        server, client = tcp_pair()
+        with client:
+            conn = watcher.delegate(server)
+            other, other_client = tcp_pair()
+            with other_client:
+                first = watcher.delegate(other)
+                watcher.read(first, multishot=True)
+                other_client.sendall(b"fills the batch")
+                while not watcher.statistics().bytes_read:
+                    await asyncio.sleep(0)
+                armed = watcher.read(conn, multishot=True, timeout=0.03)
+                client.sendall(b"waits for room")
+                await asyncio.sleep(0.1)
+                assert not armed.completed
+                assert [op.data for op in await collect(watcher, 2)] == [
+                    b"fills the batch",
+                    b"waits for room",
+                ]
+                operation = await one(watcher)
+                assert operation is armed
+                assert operation.type is OpType.READ
+                assert isinstance(operation.error, DeadlineExceededError)
+                watcher.free(conn)
+                watcher.free(first)
+                watcher.poll_io()

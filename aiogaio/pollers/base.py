@@ -29,10 +29,24 @@ class Target(Protocol):
     """The watcher, as its poller sees it. A poller and the loop hold it weakly."""
 
     _signal: Signal
+    _bytes_read: int
+    _read_limit: int  # of `_bytes_read`, until the next turn
     _batches: int  # lists of results handed over so far
 
     def _turn(self) -> None:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
+        ...
+
+    def _delay(self, record: Record) -> None:
+        """This descriptor is readable, but much was read in this turn: see to it in the next."""
+        ...
+
+    def _watch_reads(self, record: Record) -> None:
+        """Call the poller's ``watch_reads``, and see to it if that fails."""
+        ...
+
+    def _watch_writes(self, record: Record) -> None:
+        """Call the poller's ``watch_writes``, and see to it if that fails."""
         ...
 
     def _take(self, events: Sequence[tuple[int, int]]) -> None:

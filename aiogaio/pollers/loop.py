@@ -70,7 +70,10 @@ def _when_readable(poller: LoopPoller, record: Record, interest: _Interest) -> C
         if record is None or target is None:
             return
         if record.reads is not None and not record.read_paused:
-            target._take(events)
+            if target._bytes_read < target._read_limit:
+                target._take(events)
+            else:
+                target._delay(record)
             return
         record.readable = True
         if record.reads is not None and interest.ignored_at != target._batches:
@@ -96,7 +99,7 @@ def _when_writable(poller: LoopPoller, record: Record, interest: _Interest) -> C
         if record is None or target is None or poller is None:
             return
         target._take(events)
-        if record.writes is None:
+        if record.writes is None or record.write_paused:
             poller.unwatch_writes(record)
 
     return ready
@@ -184,17 +187,17 @@ class LoopPoller:
 
     def _renew(self, lost: _Interest) -> None:
         """Register the descriptor with the loop once more, both directions of it."""
-        if not lost.armed:
+        served, target = self._served.get(lost.fd), self.target()
+        if not lost.armed or served is None or target is None:
             return
-        fd = lost.fd
-        record, _ = self._served[fd]
+        fd, (record, _) = lost.fd, served
         if not self.holds(record):  # somebody else has the number now, and the callbacks with it
             return
         _forget(self._loop.remove_reader, fd)
         _forget(self._loop.remove_writer, fd)
         for interests, watch in (
-            (self._readers, self.watch_reads),
-            (self._writers, self.watch_writes),
+            (self._readers, target._watch_reads),
+            (self._writers, target._watch_writes),
         ):
             interest = interests.pop(fd, None)
             if interest is not None:
