@@ -28,21 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{away}interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if not _output_is_lost():
-            raise
         if not isinstance(error, BrokenPipeError):  # who reads no more need not be told
-            print(f"{arguments.PROGRAM}: cannot write: {reason(error)}", file=sys.stderr)
-        return 1
-
-
-def _output_is_lost() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
+            print(f"{arguments.PROGRAM}: {reason(error)}", file=sys.stderr)
         # The interpreter flushes at exit: give it something that takes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        return 1
 
 
 if __name__ == "__main__":

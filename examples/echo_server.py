@@ -1,5 +1,6 @@
-"""An echo server: python examples/echo_server.py [port]. Ctrl-C ends it."""
+"""An echo server on 127.0.0.1. Ctrl-C ends it."""
 
+import argparse
 import asyncio
 import contextlib
 import socket
@@ -8,8 +9,7 @@ import sys
 from aiogaio import OpType, Watcher
 
 
-async def main(port: int) -> None:
-    listener = socket.create_server(("127.0.0.1", port))
+async def main(listener: socket.socket) -> None:
     print("echo on {}:{}".format(*listener.getsockname()), flush=True)
     async with Watcher() as watcher:
         watcher.accept(listener, multishot=True)  # delegates the listener
@@ -27,5 +27,11 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", nargs="?", type=int, default=9000, help="default: 9000; 0: any")
+    try:
+        server = socket.create_server(("127.0.0.1", parser.parse_args().port))
+    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+        sys.exit(f"cannot listen: {error}")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 9000))
+        asyncio.run(main(server))

@@ -1,9 +1,6 @@
-"""A push server: python examples/push_server.py [port] sends the time to every client each second.
+"""Send the time to every client each second; drop who does not read. Ctrl-C ends it."""
 
-A client that never reads costs one pending write: it misses ticks while that waits for room, and
-is dropped when it has waited for too long. It never holds up the others.
-"""
-
+import argparse
 import asyncio
 import contextlib
 import socket
@@ -16,17 +13,13 @@ INTERVAL = 1.0
 PATIENCE = 10.0  # seconds that a client may leave one tick unread
 
 
-def tick() -> bytes:
-    return time.strftime("%Y-%m-%d %H:%M:%S\n").encode()
-
-
 async def push(watcher: Watcher, ready: set[Connection]) -> None:
-    """Send each tick to those who have taken the one before."""
+    """To those who have taken the tick before: who never reads costs one pending write."""
     while True:
         await asyncio.sleep(INTERVAL)
-        now = tick()
+        tick = time.strftime("%Y-%m-%d %H:%M:%S\n").encode()
         for conn in ready:
-            watcher.write(conn, now, timeout=PATIENCE)
+            watcher.write(conn, tick, timeout=PATIENCE)
         ready.clear()
 
 
@@ -44,8 +37,7 @@ async def serve(watcher: Watcher, ready: set[Connection]) -> None:
                 ready.add(op.conn)
 
 
-async def main(port: int) -> None:
-    listener = socket.create_server(("127.0.0.1", port))
+async def main(listener: socket.socket) -> None:
     print("pushing on {}:{}".format(*listener.getsockname()), flush=True)
     ready: set[Connection] = set()
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
@@ -55,5 +47,11 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", nargs="?", type=int, default=9001, help="default: 9001; 0: any")
+    try:
+        server = socket.create_server(("127.0.0.1", parser.parse_args().port))
+    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+        sys.exit(f"cannot listen: {error}")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 9001))
+        asyncio.run(main(server))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pty
 import re
@@ -13,17 +14,27 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from aiogaio import OpType, Watcher
+from aiogaio import OpType, Watcher, __version__
 from aiogaio.__main__ import main
 from aiogaio.cli import demo
 from aiogaio.cli.demo import DemoOptions
 from aiogaio.cli.failure import Failure
 from aiogaio.cli.measurement import Batches, Measurement, Report
-from aiogaio.cli.server import Serve, Serving, background, streams_server, watcher_server
+from aiogaio.cli.server import (
+    EchoServer,
+    Serve,
+    Serving,
+    background,
+    streams_server,
+    watcher_server,
+)
 from aiogaio.cli.summary import summary, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +126,7 @@ def test_demo_checks_every_byte_and_shows_both_servers(loop: str, poller: str) -
     assert all(float(cell) > 0 for cell in cells(done.stdout, "server CPU per round trip"))
     mean, peerless = cells(done.stdout, "operations per batch, mean")
     assert float(mean) >= 1 and peerless == "-"
+    assert "A batch may exceed batch_size: it holds the completed writes" in done.stdout
     assert done.stdout.endswith("Every byte came back right, on every connection.\n")
 
 
@@ -129,7 +141,7 @@ def test_demo_takes_messages_of_any_size(size: int, connections: int) -> None:
 def test_demo_prints_plain_lines_into_a_pipe() -> None:
     done = aiogaio("demo", "--connections", "20", "--seconds", "0.5")
     assert "\r" not in done.stdout and "\x1b" not in done.stdout
-    assert len(re.findall(r"^aiogaio +\d.*round trips.*errors.*batch$", done.stdout, re.M)) >= 2
+    assert len(re.findall(r"^aiogaio +\d.*trips.*errors.*ops/batch$", done.stdout, re.M)) >= 2
 
 
 def test_demo_rewrites_one_line_on_a_terminal() -> None:
@@ -151,6 +163,17 @@ def test_demo_rewrites_one_line_on_a_terminal() -> None:
     for line in lines:
         versions = line.split("\r")
         assert len(versions) > 2 and all(len(version) < 60 for version in versions), versions
+
+
+def test_demo_progress_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also with figures larger than any yet; a line must leave the last column free."""
+    batches = Batches(count=1, operations=256)
+    report = replace(measured("any", rate=9_999_999).report, seconds=99.9)
+    for name in ("aiogaio", "asyncio streams"):
+        demo.Live(name, batches).close(report)
+    first, _ = lines = capsys.readouterr().out.splitlines()
+    assert "9,999,999 trips" in first and first.endswith("256 ops/batch")
+    assert all(len(line) < 80 for line in lines), lines
 
 
 # What a misbehaving server looks like to the demo: a server on public names, with one fault.
@@ -265,7 +288,7 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=needs_uvloop)])
 def test_demo_interrupted_ends_with_status_130_and_leaves_no_process(loop: str) -> None:
     with started("demo", "--connections", "10", "--seconds", "20", "--loop", loop) as process:
-        line_of(process, "round trips")
+        line_of(process, " trips ")
         (clients,) = children(process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, complaint = process.communicate(timeout=LIMIT)
@@ -276,7 +299,7 @@ def test_demo_interrupted_ends_with_status_130_and_leaves_no_process(loop: str) 
 
 def test_demo_killed_leaves_no_process() -> None:
     with started("demo", "--connections", "10", "--seconds", "20") as process:
-        line_of(process, "round trips")
+        line_of(process, " trips ")
         (clients,) = children(process)
         process.kill()
         wait_until(lambda: is_gone(clients))
@@ -285,7 +308,6 @@ def test_demo_killed_leaves_no_process() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "demo|echo|info"),
         (("serve",), "'serve'"),
         (("demo", "--connections", "0"), "'0' is not a whole number of 1 or more"),
         (("demo", "--size", "many"), "'many' is not a whole number of 1 or more"),
@@ -313,6 +335,42 @@ def test_wrong_arguments_end_the_process_with_status_2_and_one_line() -> None:
     assert one_line(done.stderr).startswith("python -m aiogaio demo: argument --size: '0' is not")
 
 
+def test_without_a_command_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for told in ("usage: ", "--version", "demo ", "echo ", "info "):
+        assert told in shown.err
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """What ``--help`` prints, on one line."""
+    with pytest.raises(SystemExit, match="0"):
+        main((*command, "--help"))
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["demo", "echo", "info"])
+def test_help_tells_of_every_option_what_it_is_and_its_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, options = help_of(capsys, command).split("show this help message and exit")
+    told = [option for option in options.split(" --") if option]
+    assert len(told) == {"demo": 5, "echo": 4, "info": 2}[command]
+    for option in told:
+        assert re.fullmatch(r"[a-z]+ ([A-Z]+|\{\S+\}) [^()]+ \(default: \S+\)", option), option
+
+
+def test_help_of_demo_tells_how_long_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "runs for twice --seconds: about 7 s by default" in help_of(capsys, "demo")
+
+
+def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(("--version",))
+    assert capsys.readouterr().out == f"aiogaio {__version__}\n"
+
+
 def test_echo_on_a_host_that_does_not_exist_gets_one_line() -> None:
     done = aiogaio("echo", "--host", "no such host", "--port", "0")
     assert (done.returncode, done.stdout) == (1, "")
@@ -327,7 +385,9 @@ def test_demo_raises_the_soft_limit_of_open_files() -> None:
 def test_demo_says_what_to_do_about_the_hard_limit() -> None:
     done = aiogaio("demo", "--connections", "120", shell="ulimit -n 100")
     assert done.returncode == 2
-    assert "use --connections 36 or less" in one_line(done.stderr)
+    complaint = one_line(done.stderr)
+    assert "use --connections 36 or less, " in complaint
+    assert "raise the hard limit (as root: ulimit -Hn 100000)" in complaint
 
 
 def test_without_uvloop_it_says_how_to_install_it() -> None:
@@ -343,7 +403,7 @@ def test_without_uvloop_it_says_how_to_install_it() -> None:
             check=False,
         )
         assert done.returncode == 2
-        assert 'pip install "aiogaio[uvloop]"' in one_line(done.stderr)
+        assert one_line(done.stderr).endswith("uvloop is not installed: pip install uvloop")
 
 
 # echo
@@ -423,6 +483,32 @@ def test_echo_survives_a_shortage_of_descriptors() -> None:
     assert process.returncode == 0
 
 
+async def test_echo_tells_once_of_each_shortage(capsys: pytest.CaptureFixture[str]) -> None:
+    shortage = OSError(errno.EMFILE, "")
+    failed = SimpleNamespace(type=OpType.ACCEPT, error=shortage, more=True)
+    accepted = SimpleNamespace(type=OpType.ACCEPT, error=None, accepted=None)
+
+    class Scripted:
+        """A watcher as far as the server needs one."""
+
+        def delegate(self, listener: object) -> object:
+            return listener
+
+        def accept(self, listener: object, *, multishot: bool) -> None: ...
+
+        def read(self, conn: object) -> None: ...
+
+        async def __aiter__(self) -> AsyncIterator[list[SimpleNamespace]]:
+            for op in (failed, failed, failed, accepted, failed, failed):
+                yield [op]
+
+    watcher: Any = Scripted()
+    with socket.socket() as listener:
+        await EchoServer(watcher, listener).run()
+    told = capsys.readouterr().err
+    assert told.splitlines() == ["cannot accept for now: Too many open files"] * 2
+
+
 # info
 
 
@@ -447,6 +533,20 @@ def test_info_says_what_was_asked_for() -> None:
     told = facts(aiogaio("info", "--loop", "uvloop", "--poller", "loop").stdout)
     assert told["poller"] == "loop: as asked for"
     assert told["loop"].startswith("uvloop")
+
+
+def test_info_says_how_to_get_a_higher_hard_limit() -> None:
+    told = facts(aiogaio("info", shell="ulimit -n 500").stdout)["connections"]
+    assert told.endswith("more needs a higher hard limit (as root: ulimit -Hn 100000)")
+
+
+@pytest.mark.parametrize("buffering", ["unset PYTHONUNBUFFERED", "export PYTHONUNBUFFERED=1"])
+@pytest.mark.parametrize("command", ["demo", "echo", "info"])
+def test_output_that_cannot_be_written_gets_one_line(command: str, buffering: str) -> None:
+    arguments = (command, "--port", "0") if command == "echo" else (command,)
+    done = aiogaio(*arguments, shell=f"{buffering}; exec > /dev/full")
+    assert done.returncode == 1
+    assert one_line(done.stderr) == "python -m aiogaio: No space left on device"
 
 
 @pytest.mark.parametrize("arguments", [("info",), ("demo", "--seconds", "20")])

@@ -14,14 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from aiogaio import Connection, Watcher
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = ["echo_server.py", "push_server.py"]
 LIMIT = 30.0  # seconds that nothing here may take
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @contextlib.contextmanager
@@ -29,7 +34,7 @@ def running(example: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, in
     """The example on a free port, and the address it printed."""
     with subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / example), "0"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,7 +68,44 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("example", ["echo_server.py", "push_server.py"])
+def ended(example: str, argument: str) -> subprocess.CompletedProcess[str]:
+    """The example, started with that argument, to its end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), argument],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_has_help(example: str) -> None:
+    done = ended(example, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^  port  +default: \d+; 0: any$", done.stdout, re.M), done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_on_a_port_in_use_says_so_in_one_line(example: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = ended(example, str(taken.getsockname()[1]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("port", ["70000", "-1", "http"])
+def test_example_on_a_bad_port_says_so_without_a_traceback(example: str, port: str) -> None:
+    done = ended(example, port)
+    assert done.returncode in {1, 2} and done.stdout == ""
+    complaint = "invalid int value: 'http'" if port == "http" else "port must be 0-65535"
+    assert complaint in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_example_is_short_enough_for_a_screen(example: str) -> None:
     assert len((ROOT / "examples" / example).read_text().splitlines()) < 60
 
@@ -119,7 +161,8 @@ async def test_push_server_holds_one_write_for_a_client_that_never_reads_then_dr
 ) -> None:
     push_server = load("push_server.py")
     tick = b"tick" * 2_000_000  # more than the system's buffers take
-    monkeypatch.setattr(push_server, "tick", lambda: tick)
+    clock = SimpleNamespace(strftime=lambda _: tick.decode())
+    monkeypatch.setattr(push_server, "time", clock)
     monkeypatch.setattr(push_server, "INTERVAL", 0.01)
     monkeypatch.setattr(push_server, "PATIENCE", 0.5)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from aiogaio import __version__
 from aiogaio.cli import demo, echo, info, loops
 from aiogaio.cli.demo import DemoOptions
 from aiogaio.cli.echo import EchoOptions
@@ -26,7 +28,9 @@ class Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str] | None = None) -> Callable[[], int]:
     """The command to run. Wrong arguments end the process with status 2."""
     parser = Parser(prog=PROGRAM, description="Proactor networking for asyncio.")
-    commands = parser.add_subparsers(required=True, metavar="demo|echo|info")
+    parser.set_defaults(command=partial(_help, parser))
+    parser.add_argument("--version", action="version", version=f"aiogaio {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="demo|echo|info")
     _add_demo(commands.add_parser("demo", help="aiogaio and asyncio streams under the same load"))
     _add_echo(commands.add_parser("echo", help="an echo server, until Ctrl-C"))
     _add_info(commands.add_parser("info", help="loop, poller, versions and limits here"))
@@ -35,13 +39,23 @@ def parse(arguments: Sequence[str] | None = None) -> Callable[[], int]:
     return partial(command, **given)
 
 
+def _help(parser: Parser) -> int:
+    """No command: wrong arguments too, but the whole help serves better than a complaint."""
+    parser.print_help(sys.stderr)
+    return 2
+
+
 def _add_demo(parser: Parser) -> None:
     default = DemoOptions()
-    parser.description = "The same load on aiogaio and on asyncio streams; every byte is compared."
+    parser.description = (
+        "The same load on aiogaio and on asyncio streams, one after the other; every byte is "
+        f"compared. It runs for twice --seconds: about {2 * default.seconds + 1:.0f} s by default."
+    )
     parser.set_defaults(command=lambda **given: demo.run(_demo_options(parser, **given)))
-    parser.add_argument("--connections", type=_count, default=default.connections)
-    parser.add_argument("--size", type=_count, default=default.size, help="bytes in a message")
-    parser.add_argument("--seconds", type=_seconds, default=default.seconds, help="for each server")
+    add = parser.add_argument
+    add("--connections", metavar="N", type=_count, default=default.connections, help="open at once")
+    add("--size", metavar="BYTES", type=_count, default=default.size, help="size of a message")
+    add("--seconds", metavar="S", type=_seconds, default=default.seconds, help="on each server")
     _add_loop_and_poller(parser)
 
 
@@ -49,8 +63,9 @@ def _add_echo(parser: Parser) -> None:
     default = EchoOptions()
     parser.description = "An echo server that stays up until SIGINT or SIGTERM."
     parser.set_defaults(command=lambda **given: echo.run(EchoOptions(**given)))
-    parser.add_argument("--host", default=default.host)
-    parser.add_argument("--port", type=_port, default=default.port, help="0: any that is free")
+    add = parser.add_argument
+    add("--host", metavar="HOST", default=default.host, help="name or address to listen on")
+    add("--port", metavar="PORT", type=_port, default=default.port, help="0: any that is free")
     _add_loop_and_poller(parser)
 
 
@@ -62,10 +77,9 @@ def _add_info(parser: Parser) -> None:
 
 def _add_loop_and_poller(parser: Parser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--loop", choices=loops.LOOPS, default="asyncio", help="the event loop")
-    parser.add_argument(
-        "--poller", choices=loops.POLLERS, default="auto", help="the watcher's poller"
-    )
+    add = parser.add_argument
+    add("--loop", choices=loops.LOOPS, default="asyncio", help="the event loop")
+    add("--poller", choices=loops.POLLERS, default="auto", help="auto: epoll where there is one")
 
 
 def _demo_options(parser: Parser, **given: Any) -> DemoOptions:

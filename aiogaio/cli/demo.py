@@ -82,7 +82,7 @@ async def _follow(clients: Process, live: Live, serving: Serving) -> Measurement
 
 
 class Live:
-    """The line of figures while a server is under load."""
+    """The line of figures while a server is under load. It fits a terminal of 80 columns."""
 
     def __init__(self, name: str, batches: Batches | None) -> None:
         self.name = name
@@ -103,10 +103,10 @@ class Live:
 
     def _line(self, round_trips: int, seconds: float, errors: int, rate: float) -> str:
         line = (
-            f"{self.name:<15}  {seconds:4.1f} s  {round_trips:>9,} round trips"
-            f"  {rate:>8,.0f}/s  {errors:,} errors"
+            f"{self.name:<15}  {seconds:4.1f} s  {round_trips:>9,} trips"
+            f"  {rate:>7,.0f}/s  {errors:,} errors"
         )
-        return f"{line}  {self._batches.mean:.0f} operations/batch" if self._batches else line
+        return f"{line}  {self._batches.mean:.0f} ops/batch" if self._batches else line
 
 
 @contextlib.asynccontextmanager

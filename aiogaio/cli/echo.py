@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 
@@ -36,10 +35,13 @@ async def _serve(options: EchoOptions) -> None:
             server = EchoServer(watcher, listener)
             serving = _until_signalled(server)
             poller = watcher.statistics().poller
-            print(f"echo on {where} (loop {options.loop}, poller {poller}), Ctrl-C ends it")
-            sys.stdout.flush()
+            greeting = f"echo on {where} (loop {options.loop}, poller {poller}), Ctrl-C ends it"
             began = time.monotonic()
-            await asyncio.wait([serving])
+            try:
+                print(greeting, flush=True)
+                await asyncio.wait([serving])
+            finally:
+                serving.cancel()
             server.stop_accepting()
             farewell = _farewell(server, watcher, time.monotonic() - began)
     print(farewell, flush=True)

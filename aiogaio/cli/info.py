@@ -75,12 +75,13 @@ def _open_files() -> str:
 
 def _connections() -> str:
     """What the limits come to."""
+    files, _ = limits.open_files()
     soft, hard = map(limits.room, limits.open_files())
-    if soft is None:
+    if files is None or soft is None:
         return "as many in one process as memory allows"
     now = f"about {soft:,} in one process"
     if soft == hard:
-        return f"{now}; more needs a higher hard limit (ulimit -Hn, as root)"
+        return f"{now}; more needs a higher hard limit ({limits.higher_hard_limit(2 * files)})"
     more = "any number" if hard is None else f"about {hard:,}"
     return f"{now}; {more} once it raises its soft limit, as demo and echo do"
 

@@ -9,6 +9,7 @@ import resource
 from aiogaio.cli.failure import Failure
 
 RESERVED = 64  # for what a process has open beside its connections
+PLENTY = 100_000
 
 
 def open_files() -> tuple[int | None, int | None]:
@@ -30,6 +31,11 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def higher_hard_limit(files: int) -> str:
+    """How to have a hard limit of so many open files, or of a good many."""
+    return f"as root: ulimit -Hn {max(files, PLENTY)}"
+
+
 def require_connections(count: int) -> None:
     """
     :raises Failure: even the raised limit has no room for so many connections.
@@ -40,7 +46,8 @@ def require_connections(count: int) -> None:
     if available is not None and count > available:
         raise Failure(
             f"--connections {count} does not fit into this process's limit of {limit} open files: "
-            f"use --connections {available} or less, or raise the hard limit (ulimit -Hn, as root)",
+            f"use --connections {available} or less, "
+            f"or raise the hard limit ({higher_hard_limit(count + RESERVED)})",
             status=2,
         )
 

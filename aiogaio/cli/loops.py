@@ -13,7 +13,7 @@ Poller = Literal["auto", "epoll", "loop"]
 
 LOOPS: tuple[str, ...] = get_args(Loop)
 POLLERS: tuple[str, ...] = get_args(Poller)
-INSTALL_UVLOOP = 'pip install "aiogaio[uvloop]"'
+INSTALL_UVLOOP = "pip install uvloop"
 
 T = TypeVar("T")
 

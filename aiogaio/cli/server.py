@@ -40,6 +40,7 @@ class EchoServer:
         self.served: int = 0
         self._watcher = watcher
         self._listener = watcher.delegate(listener)
+        self._short = False  # of what an accept takes, since the last one that worked
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -50,8 +51,9 @@ class EchoServer:
             for op in results:
                 if op.type is OpType.ACCEPT:
                     if op.error is not None:
-                        _accept_failed(op.error, more=op.more)
+                        self._accept_failed(op.error, more=op.more)
                     else:
+                        self._short = False
                         self.served += 1
                         watcher.read(op.accepted)
                 elif op.error is not None:
@@ -63,6 +65,15 @@ class EchoServer:
 
     def stop_accepting(self) -> None:
         self._watcher.free(self._listener)
+
+    def _accept_failed(self, error: BaseException, *, more: bool) -> None:
+        if not more:
+            raise error
+        # Out of descriptors or memory: those who are connected are served on meanwhile. The watcher
+        # tries again and again; once is enough to be told of it.
+        if not self._short:
+            print(f"cannot accept for now: {reason(error)}", file=sys.stderr)
+        self._short = True
 
 
 def watcher_server(poller: Poller) -> Serve:
@@ -115,10 +126,3 @@ async def background(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
             task.cancel()
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
-
-
-def _accept_failed(error: BaseException, *, more: bool) -> None:
-    if not more:
-        raise error
-    # Out of descriptors or memory: those who are connected are served on meanwhile.
-    print(f"cannot accept for now: {reason(error)}", file=sys.stderr)

@@ -39,6 +39,10 @@ ROWS = (
 )
 
 
+# Without it a maximum above batch_size looks like a mistake.
+BATCHES = "A batch may exceed batch_size: it holds the completed writes beside the reads."
+
+
 def summary(measurements: Sequence[Measurement]) -> str:
     """The table; with two servers, a last column has the first one's figure over the second's."""
     header = ["", *(m.name for m in measurements)]
@@ -47,7 +51,8 @@ def summary(measurements: Sequence[Measurement]) -> str:
         header.append("ratio")
         for line, row in zip(lines, ROWS, strict=True):
             line.append(_ratio(row, *measurements))
-    return _align([header, *lines])
+    table = _align([header, *lines])
+    return f"{table}\n{BATCHES}" if any(m.batches for m in measurements) else table
 
 
 def verdict(measurements: Sequence[Measurement]) -> str:
