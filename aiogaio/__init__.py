@@ -9,7 +9,7 @@ A map for the reader, from the public calls down; imports point down only:
 - ``proactor``: the machine. Readiness in, completions out.
 - ``completions``: the queue of results, and the one place that awaits.
 - ``pollers``: which descriptors are ready: by an epoll of our own, or by the loop.
-- ``attempts``: the only ``recv``, ``send`` and ``accept`` calls.
+- ``attempts``: the ``recv``, ``send`` and ``accept`` calls.
 - ``deadlines``, ``timer``: whose time is over, and the loop's timer that says so.
 - ``inbox``: what other threads ask for.
 - ``delegation``, ``connection``: taking a socket over; one delegated descriptor.

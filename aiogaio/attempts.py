@@ -1,4 +1,4 @@
-"""Attempts: the only ``recv``, ``recv_into``, ``send`` and ``accept`` calls of the package.
+"""Attempts: the ``recv``, ``recv_into``, ``send`` and ``accept`` calls of the package, all but one.
 
 Each function makes one non-blocking system call for one operation, writes down what came of it
 and returns whether the operation is done. They know nothing of queues, watchers or loops. The
@@ -146,20 +146,6 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
             record.readable = False
     operation.size = done + size
     return size
-
-
-def try_send(record: Record, data: bytes) -> int:
-    """Send what the socket takes at once of ``data`` and return how much that was.
-
-    Raises :exc:`OSError` for all but EAGAIN.
-    """
-    try:
-        sent = record.send(data)
-    except BlockingIOError:
-        sent = 0
-    if sent < len(data):
-        record.writable = False
-    return sent
 
 
 def send(record: Record, operation: Write) -> bool:

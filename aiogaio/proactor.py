@@ -103,10 +103,12 @@ class Proactor:
         "_shots",
         "_signal",
         "_silent",
+        "_silent_at_once",
         "_submitted",
         "_thread",
         "_timer",
         "_torn",
+        "_turn_limit",
         "_turn_scheduled",
         "_write_limit",
     )
@@ -144,12 +146,15 @@ class Proactor:
         self._torn: list[tuple[Operation, Record]] = []
         self._inbox = Inbox(loop)
 
-        self._submitted = self._collected = self._silent = self._shots = 0
+        self._submitted = self._collected = self._shots = 0
+        self._silent = self._silent_at_once = 0  # silent writes that delivered nothing
         self._batches: int = 0
         self._bytes_read = self._bytes_written = 0
         # Bytes after which requests are queued, not attempted at the call, until the next turn.
         self._read_limit: int = _BURST_BYTES
         self._write_limit = _BURST_BYTES
+        # The same of both together, after which a turn leaves what is ready to the next.
+        self._turn_limit = _TURN_BYTES
 
         # Attempts are being made. What a finalizer or a signal handler asks for in between must not
         # change what they stand on: it goes through the inbox.
@@ -181,6 +186,7 @@ class Proactor:
     def _make_turn(self) -> None:
         self._read_limit = self._bytes_read + _BURST_BYTES
         self._write_limit = self._bytes_written + _BURST_BYTES
+        self._turn_limit = self._bytes_read + self._bytes_written + _TURN_BYTES
         events = self._poller.poll()
         if self._backlog:
             self._serve_backlog()
@@ -208,7 +214,7 @@ class Proactor:
         records, room, batch_size = self._records, self._buffer_size, self._batch_size
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
-        moved = self._bytes_read + self._bytes_written
+        bytes_read = shots = 0
         was_busy = self._busy
         self._busy, self._direct = True, False
         try:
@@ -227,12 +233,12 @@ class Proactor:
                         if receive(record, operation, room):
                             record.reads = None
                             operation.completed = True
-                            self._bytes_read += operation.size
+                            bytes_read += operation.size
                             if operation._timer is not None:
                                 self._deadlines.discard(operation)
                             deliver(operation)
                     elif type(operation) is not Armed:
-                        if self._tired(moved):
+                        if self._tired():
                             self._put_off(record)
                         else:
                             self._advance_reads(record)
@@ -246,10 +252,10 @@ class Proactor:
                             record.reads = None
                             self._finish(operation)
                         elif shot is not None:
-                            self._bytes_read += shot.size
-                            self._shots += 1
-                            if operation.silence is not None:
-                                operation.due = self._clock() + operation.silence
+                            bytes_read += shot.size
+                            shots += 1
+                            if operation._timer is not None:
+                                self._restart_silence(operation)
                             deliver(shot)
                             if record.readable:
                                 self._advance_reads(record)
@@ -257,11 +263,13 @@ class Proactor:
                     record.writable = True
                     if record.writes is None or record.write_paused:
                         pass
-                    elif self._tired(moved):
+                    elif self._tired():
                         self._put_off(record)
                     else:
                         self._advance_writes(record)
         finally:
+            self._bytes_read += bytes_read
+            self._shots += shots
             if not was_busy:
                 self._busy, self._direct = False, not self._inbox.waiting
         if self._backlog:
@@ -269,18 +277,17 @@ class Proactor:
         if ready and self._signal.future is not None:
             self._signal.wake()
 
-    def _tired(self, moved: int) -> bool:
-        """Whether a turn that began when ``moved`` bytes had gone has moved enough."""
-        return self._bytes_read + self._bytes_written - moved >= _TURN_BYTES
+    def _tired(self) -> bool:
+        """Whether enough has been moved since the turn began."""
+        return self._bytes_read + self._bytes_written >= self._turn_limit
 
     def _serve_backlog(self) -> None:
         """Let each connection that can go on do so once, as far as a turn's bytes reach."""
         backlog = self._backlog
-        moved = self._bytes_read + self._bytes_written
         for _ in range(min(len(backlog), self._batch_size)):
             record = backlog.popleft()
             record.in_backlog = False
-            if self._tired(moved):
+            if self._tired():
                 self._put_off(record)
                 continue
             if record.reads is not None and record.readable:
@@ -389,8 +396,8 @@ class Proactor:
             return shot is armed
         self._bytes_read += shot.size
         self._shots += 1
-        if armed.silence is not None:
-            armed.due = self._clock() + armed.silence
+        if armed._timer is not None:
+            self._restart_silence(armed)
         self._deliver(shot)
         return False
 
@@ -420,8 +427,8 @@ class Proactor:
                 return True
             shot.more = shot.completed = True
             self._shots += 1
-            if armed.silence is not None:
-                armed.due = self._clock() + armed.silence
+            if armed._timer is not None:
+                self._restart_silence(armed)
             self._deliver(shot)
             if shot.error is not None:  # the system is short of something: let it rest
                 record.read_paused = True
@@ -699,6 +706,11 @@ class Proactor:
             self._timer.set(earliest if expired else max(earliest, now + 0.001))
         if self._ready:
             self._signal.wake()
+
+    def _restart_silence(self, armed: Armed) -> None:
+        """A multishot request with a deadline of either kind has completed once more."""
+        if armed.silence is not None:
+            armed.due = self._clock() + armed.silence
 
     def _expire(self, operation: Operation) -> None:
         self._withdraw(operation, DeadlineExceededError("the operation's deadline has passed"))

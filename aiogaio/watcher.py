@@ -213,7 +213,8 @@ class Watcher(Proactor):
         ``context``, ``timeout`` and ``deadline`` are as for :meth:`read`. A write that fails
         after a part of it was sent takes with it the writes that stand behind it.
         """
-        # The short way, as in read().
+        # The short way, as in read(). The one system call made outside of `attempts`: a call more
+        # takes 2% of the time of a small message.
         if (
             type(conn) is Connection
             and conn._watcher is self
@@ -242,7 +243,9 @@ class Watcher(Proactor):
                     operation.error = operation.accepted = operation.address = None
                     operation.more = False
                 try:
-                    sent = attempts.try_send(record, data)
+                    sent = record.send(data)
+                except BlockingIOError:
+                    sent = 0
                 except OSError as error:
                     failed = _new_write(conn, data, length, context, silent)
                     self._submitted += 1
@@ -250,14 +253,15 @@ class Watcher(Proactor):
                     return failed
                 self._bytes_written += sent
                 if sent < length:
+                    record.writable = False
                     rest = _new_write(conn, data, length, context, silent)
                     rest.size = sent
                     self._submit_write(record, rest, None)
                     return rest
-                self._submitted += 1
                 if operation is None:
-                    self._silent += 1
+                    self._silent_at_once += 1
                     return None
+                self._submitted += 1
                 operation.size = sent
                 operation.completed = True
                 self._deliver(operation)
@@ -384,11 +388,13 @@ class Watcher(Proactor):
 
     def statistics(self) -> Statistics:
         """A snapshot of the counters."""
-        completed = self._collected + len(self._ready) + self._silent - self._shots
+        submitted = self._submitted + self._silent_at_once
+        silent = self._silent + self._silent_at_once
+        completed = self._collected + len(self._ready) + silent - self._shots
         return Statistics(
-            submitted=self._submitted,
+            submitted=submitted,
             completed=completed,
-            pending=self._submitted - completed,
+            pending=submitted - completed,
             connections=self._count_connections(),
             bytes_read=self._bytes_read,
             bytes_written=self._bytes_written,

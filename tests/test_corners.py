@@ -23,8 +23,8 @@ from aiogaio import (
     OpType,
     UnsupportedConnectionError,
     Watcher,
-    attempts,
 )
+from aiogaio.connection import Record
 from tests.support import collect, one, reset, settle, tcp_pair
 
 
@@ -266,8 +266,7 @@ async def test_S4_write_waits_quietly_while_the_system_is_short_of_memory(
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
         with monkeypatch.context() as patch:
-            patch.setattr(attempts, "try_send", short_of_memory)
-            patch.setattr(attempts, "send", short_of_memory)
+            patch.setattr(Record, "send", short_of_memory)
             first, second = watcher.write(conn, b"first"), watcher.write(conn, b"second")
             while loop.time() < end:
                 await asyncio.sleep(0.005)
