@@ -74,3 +74,11 @@ def no_descriptor_leaks() -> Iterator[None]:
         gc.collect()
         after = sockets()
     assert after <= before, f"{after - before} sockets were left open"
+
+
+@pytest.fixture
+def no_errors_in_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """An exception that a callback of the loop lets out is logged, and seen by nobody else."""
+    yield
+    records = caplog.get_records("setup") + caplog.get_records("call")
+    assert not [r for r in records if r.name == "asyncio" and r.levelname == "ERROR"]

@@ -39,15 +39,10 @@ from aiogaio import (
 from tests.support import collect, one, reset, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def no_errors_in_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """An exception that a callback of the loop lets out is logged, and seen by nobody else."""
-    yield
-    records = caplog.get_records("setup") + caplog.get_records("call")
-    assert not [r for r in records if r.name == "asyncio" and r.levelname == "ERROR"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning"),
+    pytest.mark.usefixtures("no_errors_in_callbacks"),
+]
 
 
 def descriptors() -> set[tuple[str, str]]:
