@@ -170,10 +170,6 @@ class Proactor:
 
     # --- Turns ---------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
-        """The loop says that something is ready."""
-        self._look()
-
     def _look(self) -> bool:
         """One turn: take what is ready and make the attempts. False once closed."""
         if self._closed:
@@ -272,10 +268,11 @@ class Proactor:
             self._shots += shots
             if not was_busy:
                 self._busy, self._direct = False, not self._inbox.waiting
-        if self._backlog:
-            self._schedule_turn()
-        if ready and self._signal.future is not None:
-            self._signal.wake()
+        if not was_busy:  # called by the loop, with no turn around it to _settle(): written out
+            if self._backlog:
+                self._schedule_turn()
+            if ready and self._signal.future is not None:
+                self._signal.wake()
 
     def _tired(self) -> bool:
         """Whether enough has been moved since the turn began."""
@@ -317,7 +314,7 @@ class Proactor:
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
-        self._turn()
+        self._look()
 
     # --- Reads ---------------------------------------------------------------------------------
 
@@ -395,10 +392,7 @@ class Proactor:
         if shot is None or shot is armed:
             return shot is armed
         self._bytes_read += shot.size
-        self._shots += 1
-        if armed._timer is not None:
-            self._restart_silence(armed)
-        self._deliver(shot)
+        self._deliver_shot(shot, armed)
         return False
 
     def _accept(self, record: Record, operation: Operation) -> bool:
@@ -426,15 +420,19 @@ class Proactor:
             if armed is None:
                 return True
             shot.more = shot.completed = True
-            self._shots += 1
-            if armed._timer is not None:
-                self._restart_silence(armed)
-            self._deliver(shot)
+            self._deliver_shot(shot, armed)
             if shot.error is not None:  # the system is short of something: let it rest
                 record.read_paused = True
                 self._loop.call_later(_ACCEPT_REST, self._resume, record)
                 return False
         return False
+
+    def _deliver_shot(self, shot: Operation, armed: Armed) -> None:
+        """Deliver one completion of a request that stays armed (`_take` has this written out)."""
+        self._shots += 1
+        if armed._timer is not None:
+            self._restart_silence(armed)
+        self._deliver(shot)
 
     def _queue_up(self, record: Record) -> None:
         """Let an armed request take nothing until the consumer has collected, and its turn comes.

@@ -33,7 +33,7 @@ class Target(Protocol):
     _read_limit: int  # of `_bytes_read`, until the next turn
     _batches: int  # lists of results handed over so far
 
-    def _turn(self) -> None:
+    def _look(self) -> bool:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
         ...
 

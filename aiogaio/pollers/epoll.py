@@ -40,7 +40,7 @@ class _Callback:
     def __call__(self) -> None:
         target = self._target()
         if target is not None:
-            target._turn()
+            target._look()
 
 
 class EpollPoller:
