@@ -51,7 +51,7 @@ from aiogaio.operation import (
     start,
 )
 from aiogaio.pollers import open_poller
-from aiogaio.pollers.base import FOR_READS, FOR_WRITES, UNCERTAIN
+from aiogaio.pollers.base import FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
 from aiogaio.timer import Timer
 
 if TYPE_CHECKING:
@@ -211,8 +211,6 @@ class Proactor:
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
         bytes_read = shots = 0
-        was_busy = self._busy
-        self._busy, self._direct = True, False
         try:
             for fd, bits in events:
                 record = records[fd]
@@ -266,13 +264,69 @@ class Proactor:
         finally:
             self._bytes_read += bytes_read
             self._shots += shots
-            if not was_busy:
+
+    def _take_read(self, fd: int) -> bool:
+        """The loop says that this one descriptor is readable; false if no read waits for it.
+
+        `_take` with no turn around it: the same two cases are written out, which saves a tenth of
+        the time of a message on the loop poller.
+        """
+        record = self._records[fd]
+        if record is None or record.reads is None or record.read_paused:
+            return False
+        if self._bytes_read >= self._read_limit:  # enough for this turn
+            record.readable = True
+            self._put_off(record)
+            self._schedule_turn()
+            return True
+        operation = record.reads
+        if not self._direct or operation._next is not None:
+            self._take_one(fd, READABLE)
+            return True
+        if type(operation) is Armed:
+            if record.listening or self._hungry or len(self._ready) >= self._batch_size:
+                self._take_one(fd, READABLE)
+                return True
+            self._busy, self._direct = True, False
+            record.readable = True
+            try:
+                shot = attempts.receive_shot(record, operation, self._buffer_size)
+                if shot is operation:
+                    record.reads = None
+                    self._finish(operation)
+                elif shot is not None:
+                    self._bytes_read += shot.size
+                    self._shots += 1
+                    if operation._timer is not None:
+                        self._restart_silence(operation)
+                    self._deliver(shot)
+                    if record.readable:
+                        self._advance_reads(record)
+            finally:
                 self._busy, self._direct = False, not self._inbox.waiting
-        if not was_busy:  # called by the loop, with no turn around it to _settle(): written out
-            if self._backlog:
-                self._schedule_turn()
-            if ready and self._signal.future is not None:
-                self._signal.wake()
+        elif type(operation) is Operation:
+            self._busy, self._direct = True, False
+            record.readable = True
+            try:
+                if attempts.receive(record, operation, self._buffer_size):
+                    record.reads = None
+                    self._bytes_read += operation.size
+                    self._finish(operation)
+            finally:
+                self._busy, self._direct = False, not self._inbox.waiting
+        else:
+            self._take_one(fd, READABLE)
+            return True
+        if self._backlog:
+            self._schedule_turn()
+        if self._signal.future is not None and self._ready:
+            self._signal.wake()
+        return True
+
+    def _take_one(self, fd: int, bits: int) -> None:
+        """The loop says that this one descriptor is ready."""
+        self._undisturbed(partial(self._take, ((fd, bits),)))
+        self._settle()
 
     def _tired(self) -> bool:
         """Whether enough has been moved since the turn began."""
@@ -294,12 +348,6 @@ class Proactor:
                     self._advance_reads(record)
             if record.writes is not None and (record.writable or record.doomed is not None):
                 self._advance_writes(record)
-
-    def _delay(self, record: Record) -> None:
-        """The loop says that this descriptor is readable, but much was read in this turn."""
-        record.readable = True
-        self._put_off(record)
-        self._schedule_turn()
 
     def _put_off(self, record: Record) -> None:
         """Go on with this connection in a later turn, though no event will tell."""
@@ -857,7 +905,7 @@ class Proactor:
                     record.close()
                 else:
                     record.detach()
-        self._records.clear()
+        self._records[:] = [None] * len(self._records)  # the loop may still call for one
         self._ready.clear()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from aiogaio.completions import Signal
     from aiogaio.connection import Record
 
@@ -29,16 +27,18 @@ class Target(Protocol):
     """The watcher, as its poller sees it. A poller and the loop hold it weakly."""
 
     _signal: Signal
-    _bytes_read: int
-    _read_limit: int  # of `_bytes_read`, until the next turn
     _batches: int  # lists of results handed over so far
 
     def _look(self) -> bool:
         """Some descriptor is ready: look which (``poll``) and make the attempts."""
         ...
 
-    def _delay(self, record: Record) -> None:
-        """This descriptor is readable, but much was read in this turn: see to it in the next."""
+    def _take_read(self, fd: int) -> bool:
+        """This descriptor is readable: make the attempts; false if no read waits for it."""
+        ...
+
+    def _take_one(self, fd: int, bits: int) -> None:
+        """This descriptor is ready: make the attempts."""
         ...
 
     def _watch_reads(self, record: Record) -> None:
@@ -47,10 +47,6 @@ class Target(Protocol):
 
     def _watch_writes(self, record: Record) -> None:
         """Call the poller's ``watch_writes``, and see to it if that fails."""
-        ...
-
-    def _take(self, events: Sequence[tuple[int, int]]) -> None:
-        """These descriptors are ready: make the attempts."""
         ...
 
 

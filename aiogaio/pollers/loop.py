@@ -12,7 +12,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING
 
-from aiogaio.pollers.base import READABLE, WRITABLE
+from aiogaio.pollers.base import WRITABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,26 +63,21 @@ def _when_readable(poller: LoopPoller, record: Record, interest: _Interest) -> C
     """The callback for a reader. A closure: calling it takes less than an object's ``__call__``."""
     held = _Held(poller, interest)
     find_record, find_target, find_poller = weakref.ref(record), poller.target, weakref.ref(poller)
-    events = ((interest.fd, READABLE),)
+    fd = interest.fd
 
     def ready(_: _Held = held) -> None:
-        record, target = find_record(), find_target()
-        if record is None or target is None:
+        target = find_target()
+        if target is None or target._take_read(fd):
             return
-        if record.reads is not None and not record.read_paused:
-            if target._bytes_read < target._read_limit:
-                target._take(events)
-            else:
-                target._delay(record)
+        record, poller = find_record(), find_poller()
+        if record is None or poller is None:
             return
         record.readable = True
         if record.reads is not None and interest.ignored_at != target._batches:
             # A multishot read waits for room among the results. As long as the consumer goes on
             # collecting, ignoring the event costs less than to remove the reader and add it again.
             interest.ignored_at = target._batches
-            return
-        poller = find_poller()
-        if poller is not None:
+        else:
             poller.unwatch_reads(record)
 
     return ready
@@ -92,13 +87,13 @@ def _when_writable(poller: LoopPoller, record: Record, interest: _Interest) -> C
     """The callback for a writer."""
     held = _Held(poller, interest)
     find_record, find_target, find_poller = weakref.ref(record), poller.target, weakref.ref(poller)
-    events = ((interest.fd, WRITABLE),)
+    fd = interest.fd
 
     def ready(_: _Held = held) -> None:
         record, target, poller = find_record(), find_target(), find_poller()
         if record is None or target is None or poller is None:
             return
-        target._take(events)
+        target._take_one(fd, WRITABLE)
         if record.writes is None or record.write_paused:
             poller.unwatch_writes(record)
 
