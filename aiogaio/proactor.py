@@ -64,6 +64,10 @@ _ATTEMPTS: Final = 8
 _TURN_BYTES: Final = 4 * 1024 * 1024
 #: Bytes that writes send at the call, until the loop has run: about 8 ms of large messages.
 _BURST_BYTES: Final = 16 * 1024 * 1024
+#: Bytes that a turn should receive: they fit into a core's cache.
+_BATCH_BYTES: Final = 256 * 1024
+#: Bytes of all results together that the allocator is prepared for.
+_LARGEST_BATCH: Final = 8 * 1024 * 1024
 #: Seconds of expiring deadlines, and of requests from other threads, in one go.
 _WORK_SLICE: Final = 0.003
 #: Writes behind a torn one that are cancelled in one go.
@@ -93,9 +97,11 @@ class Proactor:
         "_deadlines",
         "_deliver",
         "_direct",
+        "_events",
         "_hungry",
         "_inbox",
         "_loop",
+        "_most_events",
         "_poller",
         "_read_limit",
         "_ready",
@@ -150,6 +156,12 @@ class Proactor:
         self._silent = self._silent_at_once = 0  # silent writes that delivered nothing
         self._batches: int = 0
         self._bytes_read = self._bytes_written = 0
+        # Readiness events to take in the next turn: see `_make_turn`.
+        # In one of nothing but full reads they move no more than the bytes of a turn.
+        most = max(1, min(batch_size, 2 * _TURN_BYTES // buffer_size))
+        self._events: int = most
+        self._most_events: int = most
+        _warm_up(batch_size * buffer_size)
         # Bytes after which requests are queued, not attempted at the call, until the next turn.
         self._read_limit: int = _BURST_BYTES
         self._write_limit = _BURST_BYTES
@@ -162,9 +174,7 @@ class Proactor:
         # Requests may take the short way: nothing is being attempted, and the inbox is empty.
         self._direct = True
 
-        # A turn of nothing but full reads moves no more than the bytes of a turn.
-        events = max(1, min(batch_size, 2 * _TURN_BYTES // buffer_size))
-        self._poller = open_poller(poller, loop, self, events)
+        self._poller = open_poller(poller, loop, self)
         self._closed = False
         _proactors.add(self)
 
@@ -180,15 +190,23 @@ class Proactor:
         return True
 
     def _make_turn(self) -> None:
+        bytes_read = self._bytes_read
         self._read_limit = self._bytes_read + _BURST_BYTES
         self._write_limit = self._bytes_written + _BURST_BYTES
         self._turn_limit = self._bytes_read + self._bytes_written + _TURN_BYTES
-        events = self._poller.poll()
+        events = self._poller.poll(self._events)
         if self._backlog:
             self._serve_backlog()
         self._take(events)
         if self._hungry:
             self._feed()
+        # Large messages in small batches: what is received has to be in the processor's cache still
+        # when the program sends it on.
+        bytes_read = self._bytes_read - bytes_read
+        if bytes_read > _BATCH_BYTES:
+            self._events = self._events // 2 or 1
+        elif self._events < self._most_events and bytes_read < _BATCH_BYTES // 3:
+            self._events = min(2 * self._events, self._most_events)
 
     def _undisturbed(self, work: Callable[[], None]) -> None:
         """Work on the queues with finalizers and signal handlers kept from them."""
@@ -937,6 +955,17 @@ def _keep_rest(operation: Write) -> None:
         operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
     operation.skipped = operation.size
     operation.length = len(rest)
+
+
+def _warm_up(size: int) -> None:
+    """Tell the allocator that blocks of so many bytes in all come and go.
+
+    glibc returns what is free at the end of its heap to the system beyond a threshold of 128 KiB,
+    and takes it back, page by page, for the next batch; the threshold grows with the largest block
+    ever freed (mallopt(3), M_TRIM_THRESHOLD). The block here is never touched: it costs no memory.
+    With messages of 16 KiB it is worth a quarter of the speed.
+    """
+    bytearray(min(size, _LARGEST_BATCH))
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 NAMES = ("auto", "epoll", "loop")
 
 
-def open_poller(
-    name: str, loop: asyncio.AbstractEventLoop, target: Target, batch_size: int
-) -> Poller:
+def open_poller(name: str, loop: asyncio.AbstractEventLoop, target: Target) -> Poller:
     """Open the poller ``name`` on ``loop``; ``"auto"`` takes epoll where it works."""
     if name not in NAMES:
         raise ValueError(f"poller must be one of {', '.join(map(repr, NAMES))}, not {name!r}")
@@ -36,7 +34,7 @@ def open_poller(
         from aiogaio.pollers.epoll import EpollPoller  # noqa: PLC0415 - exists on Linux only
 
         try:
-            return EpollPoller(loop, target, batch_size)
+            return EpollPoller(loop, target)
         except (AttributeError, NotImplementedError):
             if name == "epoll":
                 raise _unsupported(loop) from None

@@ -78,8 +78,8 @@ class Poller(Protocol):
         """Report when it becomes writable, if that is not being done."""
         ...
 
-    def poll(self) -> list[tuple[int, int]]:
-        """What is ready at this moment, as ``(descriptor, events)``. Does not wait."""
+    def poll(self, limit: int) -> list[tuple[int, int]]:
+        """What is ready at this moment, as ``(descriptor, events)``, so many at most; no wait."""
         ...
 
     def close(self) -> None:

@@ -44,16 +44,15 @@ class _Callback:
 
 
 class EpollPoller:
-    """Readiness by a nested epoll. Up to ``batch_size`` events are taken in one poll."""
+    """Readiness by a nested epoll."""
 
     name = "epoll"
 
-    __slots__ = ("_batch_size", "_epoll", "_loop")
+    __slots__ = ("_epoll", "_loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, batch_size: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._batch_size = batch_size
         try:
             loop.add_reader(self._epoll.fileno(), _Callback(target))
         except BaseException:
@@ -84,8 +83,8 @@ class EpollPoller:
     def watch_writes(self, record: Record) -> None:
         """Nothing to do: both directions are watched from ``register`` on."""
 
-    def poll(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(0, self._batch_size)
+    def poll(self, limit: int) -> list[tuple[int, int]]:
+        return self._epoll.poll(0, limit)
 
     def close(self) -> None:
         # First out of the loop, then closed: uvloop aborts the process otherwise.

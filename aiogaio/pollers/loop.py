@@ -169,7 +169,7 @@ class LoopPoller:
         record.write_watched = False
         self._drop(record.fileno(), self._writers, self._loop.remove_writer)
 
-    def poll(self) -> list[tuple[int, int]]:
+    def poll(self, limit: int) -> list[tuple[int, int]]:
         """Nothing: the loop itself calls."""
         return []
 
