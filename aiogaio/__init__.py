@@ -5,15 +5,20 @@ batches of completed operations from it.
 
 A map for the reader, from the public calls down; imports point down only:
 
-- ``watcher``, ``threadsafe``: the calls. They check and make operations.
-- ``proactor``: the machine. Readiness in, completions out.
-- ``completions``: the queue of results, and the one place that awaits.
+- ``watcher``, ``threadsafe``: the calls that gaio has; ``messages`` and ``streams``: those beyond.
+- ``checks``: what a request brings is looked at, and its operation made. ``addresses``,
+  ``adoption``, ``limits`` beside it.
+- ``proactor``: the machine. Readiness in, completions out. Below it, each on top of the next,
+  ``joints``, ``writes``, ``reads`` and ``core``: the kinds of requests, and the state.
+- ``completions``: the queue of results, and the place that awaits.
 - ``pollers``: which descriptors are ready: by an epoll of our own, or by the loop.
-- ``attempts``: the ``recv``, ``send`` and ``accept`` calls.
+- ``attempts``: the system calls that move bytes.
 - ``deadlines``, ``timer``: whose time is over, and the loop's timer that says so.
 - ``inbox``: what other threads ask for.
-- ``delegation``, ``connection``: taking a socket over; one delegated descriptor.
+- ``delegation``, ``descriptor``, ``connection``: taking a socket over, or another descriptor; one
+  delegated descriptor.
 - ``operation``, ``errors``, ``statistics``, ``affinity``: data, and small things.
+- ``instruments``: who may look on.
 
 ``cli`` is the program ``python -m aiogaio``; nothing of the above knows it.
 """
@@ -25,13 +30,15 @@ from aiogaio.errors import (
     DeadlineExceededError,
     EmptyBufferError,
     EndOfStreamError,
+    LimitExceededError,
     OperationCancelledError,
+    QueueFullError,
     UnsupportedConnectionError,
     UnsupportedLoopError,
     WatcherClosedError,
 )
 from aiogaio.operation import Operation, OpType
-from aiogaio.statistics import Statistics
+from aiogaio.statistics import Pending, Statistics
 from aiogaio.threadsafe import ThreadSafe
 from aiogaio.watcher import Watcher
 
@@ -44,9 +51,12 @@ __all__ = [
     "DeadlineExceededError",
     "EmptyBufferError",
     "EndOfStreamError",
+    "LimitExceededError",
     "OpType",
     "Operation",
     "OperationCancelledError",
+    "Pending",
+    "QueueFullError",
     "Statistics",
     "ThreadSafe",
     "UnsupportedConnectionError",

@@ -94,3 +94,28 @@ class Completions:
         batch = self.ready[:limit]
         del self.ready[: len(batch)]  # the list itself stays: others hold its `append`
         return batch
+
+
+class Drained:
+    """Waits until what was fenced off has completed."""
+
+    __slots__ = ("_count", "_future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
+        self._count = 0
+
+    def expect(self) -> None:
+        """One fence more."""
+        self._count += 1
+
+    def reached(self) -> None:
+        """A fence was reached."""
+        self._count -= 1
+        if not self._count and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when all fences are reached."""
+        if self._count:
+            await self._future

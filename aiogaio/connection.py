@@ -49,16 +49,21 @@ class Record(_socket.socket):
 
     __slots__ = (
         "__weakref__",
+        "behind",
         "doomed",
+        "hangups",
         "in_backlog",
         "latched",
         "listening",
         "open",
+        "plain",
+        "queued_bytes",
         "read_paused",
         "read_watched",
         "readable",
         "reads",
         "reads_tail",
+        "rest",
         "short_is_empty",
         "torn",
         "writable",
@@ -79,6 +84,16 @@ class Record(_socket.socket):
         self.listening: bool = listening
         self.reads = self.reads_tail = None
         self.writes = self.writes_tail = None
+        # What stands in the queues behind their first: for the limits, and whoever asks.
+        self.behind: int = 0
+        # Bytes of writes that were not sent at the call, and still are not.
+        self.queued_bytes: int = 0
+        # Who waits for the peer to hang up. They stand in no queue.
+        self.hangups: list[Operation] | None = None
+        # Bytes that were received but not asked for yet: they come first in the next read.
+        self.rest: bytearray | None = None
+        # A read is one recv(2) and nothing else: see `plan`.
+        self.plain: bool = kind == socket.SOCK_STREAM and not listening
         # Readiness: false only after an attempt has proven it, true again with the next event.
         self.readable: bool = True
         self.writable: bool = not listening  # so that a write on it takes the long way, and raises
@@ -86,11 +101,7 @@ class Record(_socket.socket):
         # Not a Unix socket: it stops at passed descriptors. Not after an event that tells of the
         # end, an error or urgent data either: the next receive would find the end or stops at the
         # mark, and no further edge tells of it.
-        self.short_is_empty: bool = (
-            kind == socket.SOCK_STREAM
-            and family in (socket.AF_INET, socket.AF_INET6)
-            and proto in (0, socket.IPPROTO_TCP)
-        )
+        self.short_is_empty: bool = self.is_tcp
         # Whether the poller reports this direction.
         self.read_watched: bool = False
         self.write_watched: bool = False
@@ -107,6 +118,15 @@ class Record(_socket.socket):
         # The last of the writes behind it that are still to be cancelled, and the cause.
         self.doomed: tuple[Operation, Exception] | None = None
 
+    @property
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP socket, listening or not."""
+        return (
+            self.type == socket.SOCK_STREAM
+            and self.family in (socket.AF_INET, socket.AF_INET6)
+            and self.proto in (0, socket.IPPROTO_TCP)
+        )
+
     def latch(self, error: OSError) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.
 
@@ -114,6 +134,36 @@ class Record(_socket.socket):
         """
         if self.latched is None and error.errno in _STREAM_ERRORS:
             self.latched = OSError(*error.args)  # not the one delivered: a program may raise that
+
+    def keep(self, data: ReadableBuffer) -> None:
+        """Let ``data`` come first in the next read."""
+        if self.rest is None:
+            self.rest = bytearray(data)
+        else:
+            self.rest += data
+        self.readable = True
+        self.plan()
+
+    def take_rest(self, room: int) -> bytes:
+        """Up to ``room`` of the bytes kept."""
+        rest = self.rest
+        assert rest is not None
+        data = bytes(rest[:room])
+        del rest[:room]
+        if not rest:
+            self.rest = None
+            self.plan()
+        return data
+
+    def plan(self) -> None:
+        """Decide anew whether reads are plain."""
+        self.plain = (
+            self.open
+            and not self.listening
+            and self.type == socket.SOCK_STREAM
+            and self.rest is None
+            and self.hangups is None
+        )
 
     # The tails are set only while a queue holds two operations or more.
 
@@ -125,6 +175,7 @@ class Record(_socket.socket):
         else:
             _link(last, operation)
             self.reads_tail = operation
+            self.behind += 1
 
     def append_write(self, operation: Operation) -> None:
         """Queue a write."""
@@ -134,6 +185,7 @@ class Record(_socket.socket):
         else:
             _link(last, operation)
             self.writes_tail = operation
+            self.behind += 1
 
     def prepend_write(self, operation: Operation) -> None:
         """Put a write back to the head of its queue."""
@@ -142,17 +194,20 @@ class Record(_socket.socket):
         if first is not None:
             _link(operation, first)
             self.writes_tail = self.writes_tail or first
+            self.behind += 1
 
     def remove_read(self, operation: Operation) -> None:
         """Take a read, or an accept, out of its queue, wherever it stands."""
         if operation is self.reads:
             self.reads = operation._next
             self.read_paused = False
+            if self.rest is not None:  # for which the next one need not wait
+                self.readable = True
         if operation is self.reads_tail:
             self.reads_tail = operation._previous
         if self.reads_tail is self.reads:
             self.reads_tail = None
-        _unlink(operation)
+        self.behind -= _unlink(operation)
 
     def remove_write(self, operation: Operation) -> None:
         """Take a write out of its queue, wherever it stands."""
@@ -165,7 +220,7 @@ class Record(_socket.socket):
             self.writes_tail = operation._previous
         if self.writes_tail is self.writes:
             self.writes_tail = None
-        _unlink(operation)
+        self.behind -= _unlink(operation)
 
 
 def _link(last: Operation, operation: Operation) -> None:
@@ -173,13 +228,15 @@ def _link(last: Operation, operation: Operation) -> None:
     operation._previous = last
 
 
-def _unlink(operation: Operation) -> None:
+def _unlink(operation: Operation) -> bool:
+    """Take it out of its chain; whether it was not the only one there."""
     following, previous = operation._next, operation._previous
     if following is not None:
         following._previous = previous
     if previous is not None:
         previous._next = following
     operation._next = operation._previous = None
+    return following is not None or previous is not None
 
 
 class Connection:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any, Final
 
-from aiogaio.operation import Armed
+from aiogaio.operation import Lasting
 
 if TYPE_CHECKING:
     from aiogaio.operation import Operation
@@ -73,7 +73,7 @@ class Deadlines:
                 continue
             self._live -= 1
             operation._timer = None
-            if isinstance(operation, Armed):
+            if isinstance(operation, Lasting):
                 due = operation.due
                 if due is not None and due > now:  # it completed meanwhile: its silence began anew
                     self.add(operation, due)

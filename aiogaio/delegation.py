@@ -14,10 +14,10 @@ _SERVED = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.
 def check_supported(sock: object) -> socket.socket:
     """Return ``sock`` if it can be delegated; else raise :exc:`UnsupportedConnectionError`."""
     if not isinstance(sock, socket.socket):
-        if hasattr(sock, "get_extra_info") or type(sock).__name__ == "TransportSocket":
+        if is_of_asyncio(sock):
             hint = "an asyncio transport goes on reading it; pass a socket that no transport owns"
         else:
-            hint = "pass a Connection or a socket.socket"
+            hint = "pass a Connection or a socket.socket; other descriptors to delegate() first"
         raise UnsupportedConnectionError(f"cannot delegate {_name(sock)}: {hint}")
     ssl = sys.modules.get("ssl")
     if ssl is not None and isinstance(sock, ssl.SSLSocket):
@@ -33,6 +33,14 @@ def check_supported(sock: object) -> socket.socket:
     if sock.type not in _SERVED:
         raise UnsupportedConnectionError(f"cannot delegate a socket of type {sock.type!r}")
     return sock
+
+
+def is_of_asyncio(value: object) -> bool:
+    """Whether it is a transport, a stream, or the socket that these show."""
+    return hasattr(value, "get_extra_info") or type(value).__name__ in (
+        "PseudoSocket",
+        "TransportSocket",
+    )
 
 
 def is_listening(sock: socket.socket) -> bool:

@@ -36,6 +36,14 @@ class EmptyBufferError(AioGaioError, ValueError):
     """A read into, or a write of, zero bytes was requested."""
 
 
+class LimitExceededError(AioGaioError):
+    """``read_until`` found no separator within its limit. What has come stays for the next read."""
+
+
+class QueueFullError(AioGaioError):
+    """More is pending than ``max_pending`` or ``max_queued_bytes`` allow; nothing was submitted."""
+
+
 class UnsupportedConnectionError(AioGaioError, TypeError):
     """The object is no connection that this watcher can serve."""
 

@@ -13,6 +13,8 @@ import enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from aiogaio.connection import Connection
@@ -20,11 +22,19 @@ if TYPE_CHECKING:
 
 
 class OpType(enum.IntEnum):
-    """What an operation does, as gaio's ``OpType``; ``read_full`` completes as ``READ``."""
+    """What an operation does, as gaio's ``OpType``.
+
+    All that receives is ``READ`` (``read_full``, ``read_until``, ``recvfrom``, ``recvmsg``), all
+    that sends is ``WRITE`` (``writev``, ``sendfile``, ``sendto``, ``sendmsg``).
+    """
 
     READ = 0
     WRITE = 1
     ACCEPT = 2
+    CONNECT = 3
+    SHUTDOWN = 4
+    HANGUP = 5
+    RELAY = 6
 
 
 class Operation:
@@ -43,7 +53,11 @@ class Operation:
     - ``more``: true if the request stays armed and further operations follow (multishot).
     - ``completed``: true once it is a result.
     - ``accepted``: the new connection of a completed accept; else ``None``.
-    - ``address``: its peer's address, in the form of its family; else ``None``.
+    - ``address``: its peer's address, the sender's of a datagram, the one to connect or send to,
+      in the form of its family; else ``None``.
+    - ``truncated``: true if a datagram, or its ancillary data, was longer than the room for it.
+    - ``flags``, ``ancillary``: what recvmsg(2) says beside the data; 0 and ``[]`` else.
+    - ``sizes``: of a relay, the bytes that went from its first connection to the second, and back.
     """
 
     __slots__ = (
@@ -77,6 +91,12 @@ class Operation:
     more: bool
     completed: bool
 
+    # Of the class: those kinds that have more to say have fields of their own.
+    truncated: bool = False
+    flags: int = 0
+    ancillary: Sequence[tuple[int, int, bytes]] = ()
+    sizes: tuple[int, int] = (0, 0)
+
     # Set while it is pending: the neighbours in the queue of the connection's direction (no
     # `_previous` for the first), and the entry of the deadline.
     _next: Operation | None
@@ -97,7 +117,7 @@ class Operation:
 class ReadInto(Operation):
     """One receive into a buffer of the caller's."""
 
-    __slots__ = ("length",)
+    __slots__ = ("flags", "length", "truncated")
 
     buffer: WriteableBuffer
     length: int  # of the buffer at submission, in bytes
@@ -119,15 +139,74 @@ class ReadFull(ReadInto):
     __slots__ = ()
 
 
+class ReadUntil(Operation):
+    """As many receives as bring a separator."""
+
+    __slots__ = ("limit", "searched", "separator")
+
+    separator: bytes
+    limit: int  # bytes of the result at most, the separator among them
+    searched: int  # bytes kept in which no separator begins
+
+
+class Message(Operation):
+    """One message, by recvmsg(2): a datagram with its sender, or ancillary data."""
+
+    __slots__ = ("ancillary", "ancillary_size", "flags", "truncated")
+
+    ancillary_size: int  # bytes of room
+
+
 class Write(Operation):
     """A write that was not sent at the call: as many sends as take all of the data."""
 
     __slots__ = ("length", "silent", "skipped")
 
     buffer: ReadableBuffer
-    length: int  # of the buffer at submission, in bytes
+    length: int  # of the buffer, in bytes
     silent: bool
     skipped: int  # bytes sent before the rest was copied to `buffer` (silent writes)
+
+
+class WriteV(Write):
+    """A write of several buffers."""
+
+    __slots__ = ("lengths", "offset", "parts", "position")
+
+    parts: Sequence[ReadableBuffer]
+    lengths: Sequence[int]
+    position: int  # of the first part that is not sent whole
+    offset: int  # bytes of it that are sent
+
+
+class SendMessage(WriteV):
+    """A message, by sendmsg(2): to an address, or with ancillary data."""
+
+    __slots__ = ("ancillary",)
+
+
+class SendFile(Write):
+    """A part of a file, by sendfile(2). ``length`` is -1 until the end of the file is found."""
+
+    __slots__ = ("copying", "file", "offset")
+
+    file: Any
+    offset: int
+    copying: bool  # the system cannot send from this file: read and send
+
+
+class Shutdown(Operation):
+    """No more writes, behind those that are queued."""
+
+    __slots__ = ()
+
+
+class Fence(Operation):
+    """Stands behind the writes of a connection and tells when they are done; never delivered."""
+
+    __slots__ = ("reached",)
+
+    reached: Callable[[], None]
 
 
 class Accept(Operation):
@@ -136,13 +215,58 @@ class Accept(Operation):
     __slots__ = ()
 
 
-class Armed(Operation):
-    """A multishot read or accept. What arrives is delivered as operations of their own."""
+class Lasting(Operation):
+    """A request whose ``timeout`` is the longest silence, rather than the whole time."""
 
     __slots__ = ("due", "silence")
 
     silence: float | None  # seconds that may pass between two completions
     due: float | None  # when that is over; behind the heap's entry, which is moved only when due
+
+
+class Armed(Lasting):
+    """A multishot read or accept. What arrives is delivered as operations of their own."""
+
+    __slots__ = ()
+
+
+class ArmedMessage(Armed):
+    """A multishot request for messages."""
+
+    __slots__ = ("ancillary_size",)
+
+    ancillary_size: int
+
+
+class Joint(Lasting):
+    """A request that occupies several queues: with a gate in each, it acts once all are first."""
+
+    __slots__ = ("gates",)
+
+    gates: list[Gate]
+
+
+class Gate(Operation):
+    """Keeps the place of a joint request in one queue; never delivered."""
+
+    __slots__ = ("for_reads", "joint")
+
+    joint: Joint
+    for_reads: bool
+
+
+class Connect(Joint):
+    """A connection to be made."""
+
+    __slots__ = ()
+
+
+class Relay(Joint):
+    """Two connections, the bytes of each to be sent to the other, until both have ended."""
+
+    __slots__ = ("sizes", "ways")
+
+    ways: tuple[Any, Any]  # see `relay.Way`
 
 
 def octets_of(buffer: ReadableBuffer) -> memoryview:

@@ -2,7 +2,7 @@
 
 It owns the records of all connections, lets the poller say which are ready, makes the attempts
 that their queues ask for, keeps deadlines, and puts what has completed into the queue of
-completions. It has no public name and checks no argument: :mod:`aiogaio.watcher` does, above it.
+completions. It has no public name and checks no argument: the modules above it do.
 
 One read and one write, on the way that nearly all of them take (epoll poller):
 
@@ -16,165 +16,66 @@ One read and one write, on the way that nearly all of them take (epoll poller):
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiogaio import attempts
-from aiogaio.completions import Completions, Signal
-from aiogaio.connection import Connection, Record
-from aiogaio.deadlines import Deadlines
-from aiogaio.delegation import take_accepted
+from aiogaio.core import BURST_BYTES, TURN_BYTES, WORK_SLICE, again, chain
 from aiogaio.errors import (
     ConnectionFreedError,
     DeadlineExceededError,
     OperationCancelledError,
-    UnsupportedLoopError,
     WatcherClosedError,
 )
-from aiogaio.inbox import Inbox
+from aiogaio.joints import Joints
 from aiogaio.operation import (
-    Accept,
     Armed,
+    Fence,
+    Gate,
+    Joint,
     Operation,
     OpType,
-    ReadFull,
-    ReadInto,
+    Shutdown,
     Write,
-    octets_of,
-    start,
 )
 from aiogaio.pollers import open_poller
 from aiogaio.pollers.base import FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
-from aiogaio.timer import Timer
+from aiogaio.writes import AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-#: Attempts that one connection and direction gets in a turn, before the others have theirs; never
-#: more than a sixteenth of `batch_size`, so that one cannot fill a batch turn after turn.
-_ATTEMPTS: Final = 8
-#: Bytes to move in one turn: about 2 ms. What is ready beyond it waits for the next turn.
-_TURN_BYTES: Final = 4 * 1024 * 1024
-#: Bytes that writes send at the call, until the loop has run: about 8 ms of large messages.
-_BURST_BYTES: Final = 16 * 1024 * 1024
+    from aiogaio.connection import Record
+    from aiogaio.instruments import Instrument
+    from aiogaio.limits import Limits
+
 #: Bytes that a turn should receive: they fit into a core's cache.
 _BATCH_BYTES: Final = 256 * 1024
-#: Bytes of all results together that the allocator is prepared for.
-_LARGEST_BATCH: Final = 8 * 1024 * 1024
-#: Seconds of expiring deadlines, and of requests from other threads, in one go.
-_WORK_SLICE: Final = 0.003
-#: Writes behind a torn one that are cancelled in one go.
-_DOOMED: Final = 1024
-#: Seconds until a send that met a shortage of memory is tried again, and an accept.
-_SEND_REST: Final = 0.01
-_ACCEPT_REST: Final = 0.25
 
 
-class Proactor:
-    """All of a watcher but its public calls."""
+class Proactor(Joints):
+    """All of a watcher but its public calls: turns, and the life of connections."""
 
-    __slots__ = (
-        "__weakref__",
-        "_attempts",
-        "_backlog",
-        "_batch_size",
-        "_batches",
-        "_buffer_size",
-        "_busy",
-        "_bytes_read",
-        "_bytes_written",
-        "_clock",
-        "_closed",
-        "_collected",
-        "_completions",
-        "_deadlines",
-        "_deliver",
-        "_direct",
-        "_events",
-        "_hungry",
-        "_inbox",
-        "_loop",
-        "_most_events",
-        "_poller",
-        "_read_limit",
-        "_ready",
-        "_records",
-        "_shots",
-        "_signal",
-        "_silent",
-        "_silent_at_once",
-        "_submitted",
-        "_thread",
-        "_timer",
-        "_torn",
-        "_turn_limit",
-        "_turn_scheduled",
-        "_write_limit",
-    )
+    __slots__ = ()
 
-    def __init__(self, *, buffer_size: int, poller: str, batch_size: int) -> None:
-        self._closed = True  # until it is made: a finalizer may find a half-made one
-        try:
-            self._loop = loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise UnsupportedLoopError(
-                "a Watcher is bound to the running event loop and there is none: "
-                "create it inside a coroutine, for example under asyncio.run(main())"
-            ) from None
-        self._thread = threading.get_native_id()
-        self._clock = _clock_of(loop)
-        self._buffer_size = buffer_size
-        self._batch_size = batch_size
-        self._attempts = max(1, min(_ATTEMPTS, batch_size // 16))
-
-        self._completions = Completions(loop)
-        self._signal: Signal = self._completions.signal
-        self._ready = self._completions.ready
-        self._deliver = self._ready.append
-
-        self._records: list[Record | None] = []  # by descriptor; numbers are small and dense
-        self._deadlines = Deadlines()
-        self._timer = Timer(loop, self._on_timer)
-
-        # Records that can go on without an event, and whether the loop will come for them.
-        self._backlog: deque[Record] = deque()
-        self._turn_scheduled = False
-        # Records whose multishot request waits for the consumer to collect, in their order.
-        self._hungry: deque[Record] = deque()
-        # Torn writes whose results have not been handed over.
-        self._torn: list[tuple[Operation, Record]] = []
-        self._inbox = Inbox(loop)
-
-        self._submitted = self._collected = self._shots = 0
-        self._silent = self._silent_at_once = 0  # silent writes that delivered nothing
-        self._batches: int = 0
-        self._bytes_read = self._bytes_written = 0
-        # Readiness events to take in the next turn: see `_make_turn`.
-        # In one of nothing but full reads they move no more than the bytes of a turn.
-        most = max(1, min(batch_size, 2 * _TURN_BYTES // buffer_size))
-        self._events: int = most
-        self._most_events: int = most
-        _warm_up(batch_size * buffer_size)
-        # Bytes after which requests are queued, not attempted at the call, until the next turn.
-        self._read_limit: int = _BURST_BYTES
-        self._write_limit = _BURST_BYTES
-        # The same of both together, after which a turn leaves what is ready to the next.
-        self._turn_limit = _TURN_BYTES
-
-        # Attempts are being made. What a finalizer or a signal handler asks for in between must not
-        # change what they stand on: it goes through the inbox.
-        self._busy = False
-        # Requests may take the short way: nothing is being attempted, and the inbox is empty.
-        self._direct = True
-
-        self._poller = open_poller(poller, loop, self)
+    def __init__(
+        self,
+        *,
+        buffer_size: int,
+        poller: str,
+        batch_size: int,
+        limits: Limits | None,
+        instrument: Instrument | None,
+    ) -> None:
+        super().__init__(
+            buffer_size=buffer_size, batch_size=batch_size, limits=limits, instrument=instrument
+        )
+        self._poller = open_poller(poller, self._loop, self)
         self._closed = False
         _proactors.add(self)
 
@@ -191,9 +92,9 @@ class Proactor:
 
     def _make_turn(self) -> None:
         bytes_read = self._bytes_read
-        self._read_limit = self._bytes_read + _BURST_BYTES
-        self._write_limit = self._bytes_written + _BURST_BYTES
-        self._turn_limit = self._bytes_read + self._bytes_written + _TURN_BYTES
+        self._read_limit = self._bytes_read + BURST_BYTES
+        self._write_limit = self._bytes_written + BURST_BYTES
+        self._turn_limit = self._bytes_read + self._bytes_written + TURN_BYTES
         events = self._poller.poll(self._events)
         if self._backlog:
             self._serve_backlog()
@@ -207,17 +108,6 @@ class Proactor:
             self._events = self._events // 2 or 1
         elif self._events < self._most_events and bytes_read < _BATCH_BYTES // 3:
             self._events = min(2 * self._events, self._most_events)
-
-    def _undisturbed(self, work: Callable[[], None]) -> None:
-        """Work on the queues with finalizers and signal handlers kept from them."""
-        if self._busy:
-            work()
-            return
-        self._busy, self._direct = True, False
-        try:
-            work()
-        finally:
-            self._busy, self._direct = False, not self._inbox.waiting
 
     def _take(self, events: Sequence[tuple[int, int]]) -> None:
         """Make the attempts that these events, ``(descriptor, bits)``, allow.
@@ -236,12 +126,14 @@ class Proactor:
                     continue
                 if bits & UNCERTAIN:
                     record.short_is_empty = False
+                    if record.hangups is not None:
+                        self._look_for_hangup(record)
                 if bits & FOR_READS:
                     record.readable = True
                     operation = record.reads
                     if operation is None:
                         pass
-                    elif type(operation) is Operation and operation._next is None:
+                    elif type(operation) is Operation and operation._next is None and record.plain:
                         if receive(record, operation, room):
                             record.reads = None
                             operation.completed = True
@@ -252,11 +144,13 @@ class Proactor:
                     elif type(operation) is not Armed:
                         if self._tired():
                             self._put_off(record)
+                        elif hungry and isinstance(operation, Armed):
+                            self._queue_up(record)
                         else:
                             self._advance_reads(record)
                     elif hungry or len(ready) >= batch_size:
                         self._queue_up(record)
-                    elif record.listening or operation._next is not None:
+                    elif operation._next is not None or not record.plain:
                         self._advance_reads(record)
                     else:
                         shot = receive_shot(record, operation, room)
@@ -290,6 +184,8 @@ class Proactor:
         the time of a message on the loop poller.
         """
         record = self._records[fd]
+        if record is not None and record.hangups is not None:
+            self._look_for_hangup(record)
         if record is None or record.reads is None or record.read_paused:
             return False
         if self._bytes_read >= self._read_limit:  # enough for this turn
@@ -298,11 +194,11 @@ class Proactor:
             self._schedule_turn()
             return True
         operation = record.reads
-        if not self._direct or operation._next is not None:
+        if not self._direct or operation._next is not None or not record.plain:
             self._take_one(fd, READABLE)
             return True
         if type(operation) is Armed:
-            if record.listening or self._hungry or len(self._ready) >= self._batch_size:
+            if self._hungry or len(self._ready) >= self._batch_size:
                 self._take_one(fd, READABLE)
                 return True
             self._busy, self._direct = True, False
@@ -321,7 +217,7 @@ class Proactor:
                     if record.readable:
                         self._advance_reads(record)
             finally:
-                self._busy, self._direct = False, not self._inbox.waiting
+                self._busy, self._direct = False, self._fast and not self._inbox.waiting
         elif type(operation) is Operation:
             self._busy, self._direct = True, False
             record.readable = True
@@ -331,7 +227,7 @@ class Proactor:
                     self._bytes_read += operation.size
                     self._finish(operation)
             finally:
-                self._busy, self._direct = False, not self._inbox.waiting
+                self._busy, self._direct = False, self._fast and not self._inbox.waiting
         else:
             self._take_one(fd, READABLE)
             return True
@@ -367,322 +263,7 @@ class Proactor:
             if record.writes is not None and (record.writable or record.doomed is not None):
                 self._advance_writes(record)
 
-    def _put_off(self, record: Record) -> None:
-        """Go on with this connection in a later turn, though no event will tell."""
-        if not record.in_backlog and record.open:
-            record.in_backlog = True
-            self._backlog.append(record)
-
-    def _schedule_turn(self) -> None:
-        if not self._turn_scheduled and not self._loop.is_closed():
-            self._turn_scheduled = True
-            self._loop.call_soon(self._scheduled_turn)
-
-    def _scheduled_turn(self) -> None:
-        self._turn_scheduled = False
-        self._look()
-
-    # --- Reads ---------------------------------------------------------------------------------
-
-    def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
-        """A read or an accept from the loop's thread: behind what is in the inbox."""
-        if self._busy or self._inbox.waiting:
-            self._post(lambda: self._enter_read(record, operation, due))
-        else:
-            self._direct = True
-            self._enter_read(record, operation, due)
-
-    def _enter_read(self, record: Record, operation: Operation, due: float | None) -> None:
-        """Accept a read or an accept: attempt it if nothing is before it, else queue it."""
-        self._submitted += 1
-        if not self._admit(record, operation):
-            return
-        first = record.reads is None
-        overdue = due is not None and due <= self._loop.time()
-        record.append_read(operation)
-        if first and (record.readable or overdue):
-            record.readable = True
-            if self._bytes_read < self._read_limit or overdue:
-                self._undisturbed(partial(self._advance_reads, record))
-            else:
-                self._put_off(record)
-        if not operation.completed:
-            if overdue:
-                self._expire(operation)
-            else:
-                if due is not None:
-                    self._add_deadline(operation, due)
-                if not record.read_watched and not record.readable and not record.read_paused:
-                    self._watch_reads(record)
-        self._settle()
-
-    def _advance_reads(self, record: Record) -> None:
-        """Attempt the pending reads in their order, until one has to wait."""
-        for _ in range(self._attempts):
-            operation = record.reads
-            if operation is None or not record.readable or record.read_paused:
-                break
-            before = operation.size
-            if type(operation) is Operation:
-                done = attempts.receive(record, operation, self._buffer_size)
-            elif isinstance(operation, ReadFull):
-                done = attempts.receive_full(record, operation)
-            elif isinstance(operation, ReadInto):
-                done = attempts.receive_into(record, operation)
-            elif record.listening:
-                done = self._accept(record, operation)
-                if not done:
-                    break
-            else:
-                assert isinstance(operation, Armed)
-                done = self._receive_shot(record, operation)
-            self._bytes_read += operation.size - before
-            if done:
-                record.remove_read(operation)
-                self._finish(operation)
-            if record.reads is None:
-                return
-        if record.read_paused:
-            return
-        if record.readable:
-            self._put_off(record)
-        elif not record.read_watched:
-            self._watch_reads(record)
-
-    def _receive_shot(self, record: Record, armed: Armed) -> bool:
-        """Receive once for an armed read and deliver it; true if that was the end."""
-        if len(self._ready) >= self._batch_size:
-            self._queue_up(record)
-            return False
-        shot = attempts.receive_shot(record, armed, self._buffer_size)
-        if shot is None or shot is armed:
-            return shot is armed
-        self._bytes_read += shot.size
-        self._deliver_shot(shot, armed)
-        return False
-
-    def _accept(self, record: Record, operation: Operation) -> bool:
-        """Accept what is waiting: one connection, or many for an armed accept."""
-        armed = operation if isinstance(operation, Armed) else None
-        for _ in range(2 * self._attempts):
-            if armed is None:
-                shot = operation
-            elif len(self._ready) >= self._batch_size:
-                self._queue_up(record)
-                return False
-            else:
-                shot = start(Accept(), OpType.ACCEPT, operation.conn, operation.context)
-            try:
-                accepted = attempts.accept(record)
-                if accepted is None:
-                    return False
-                fd, shot.address = accepted
-                shot.accepted = self._enrol_accepted(take_accepted(fd, record))
-            except OSError as error:
-                shot.error = error.with_traceback(None)
-                if armed is not None and error.errno not in attempts.ACCEPT_SHORTAGE:
-                    armed.error = error
-                    return True
-            if armed is None:
-                return True
-            shot.more = shot.completed = True
-            self._deliver_shot(shot, armed)
-            if shot.error is not None:  # the system is short of something: let it rest
-                record.read_paused = True
-                self._loop.call_later(_ACCEPT_REST, self._resume, record)
-                return False
-        return False
-
-    def _deliver_shot(self, shot: Operation, armed: Armed) -> None:
-        """Deliver one completion of a request that stays armed (`_take` has this written out)."""
-        self._shots += 1
-        if armed._timer is not None:
-            self._restart_silence(armed)
-        self._deliver(shot)
-
-    def _queue_up(self, record: Record) -> None:
-        """Let an armed request take nothing until the consumer has collected, and its turn comes.
-
-        One queue for all: a connection that is ready again at once stands behind those that wait.
-        """
-        if not record.read_paused:
-            record.read_paused = True
-            self._hungry.append(record)
-
-    def _feed(self) -> None:
-        """Let armed requests take, in the order of their queue, as far as there is room."""
-        hungry, ready = self._hungry, self._ready
-        for _ in range(len(hungry)):
-            if len(ready) >= self._batch_size:
-                return
-            record = hungry.popleft()
-            record.read_paused = False
-            if record.reads is not None and record.readable:
-                self._advance_reads(record)
-
-    def _resume(self, record: Record) -> None:
-        """Let an armed request take again."""
-        record.read_paused = False
-        if record.open and record.reads is not None:
-            self._put_off(record)
-            self._schedule_turn()
-
-    def _watch_reads(self, record: Record) -> None:
-        """Have the poller report the descriptor; if it cannot, no pending read can complete."""
-        try:
-            self._undisturbed(partial(self._poller.watch_reads, record))
-        except (OSError, RuntimeError, ValueError) as error:
-            while (operation := record.reads) is not None:
-                record.remove_read(operation)
-                self._finish(operation, _again(error))
-            self._signal.wake()
-
-    # --- Writes --------------------------------------------------------------------------------
-
-    def _submit_write(self, record: Record, operation: Write, due: float | None) -> None:
-        """A write from the loop's thread: behind what is in the inbox."""
-        if self._busy or self._inbox.waiting:
-            if operation.silent:
-                _keep_rest(operation)
-            self._post(lambda: self._enter_write(record, operation, due))
-        else:
-            self._direct = True
-            self._enter_write(record, operation, due)
-
-    def _enter_write(self, record: Record, operation: Write, due: float | None) -> None:
-        """Accept a write: send at once if nothing is before it, else queue it."""
-        self._submitted += 1
-        if not self._admit(record, operation):
-            return
-        if record.torn is not None:
-            record.append_write(operation)
-            if operation.silent:
-                _keep_rest(operation)
-            record.doomed = operation, record.torn
-            self._cancel_doomed(record)
-            self._settle()
-            return
-        first = record.writes is None
-        overdue = due is not None and due <= self._loop.time()
-        record.append_write(operation)
-        if first and (record.writable or overdue):
-            record.writable = True
-            if self._bytes_written < self._write_limit or overdue:
-                self._undisturbed(partial(self._advance_writes, record))
-            else:
-                self._put_off(record)
-        if not operation.completed:
-            if overdue:
-                self._expire(operation)
-            else:
-                if operation.silent:
-                    _keep_rest(operation)
-                if due is not None:
-                    self._add_deadline(operation, due)
-                if not record.write_watched and not record.writable and not record.write_paused:
-                    self._watch_writes(record)
-        self._settle()
-
-    def _advance_writes(self, record: Record) -> None:
-        """Attempt the pending writes in their order, until one has to wait."""
-        if record.doomed is not None:
-            self._cancel_doomed(record)
-            if record.doomed is not None:
-                return
-        for _ in range(self._attempts):
-            operation = record.writes
-            if operation is None or not record.writable or record.write_paused:
-                break
-            assert isinstance(operation, Write)
-            before = operation.size
-            try:
-                done = attempts.send(record, operation)
-            except OSError as error:
-                record.remove_write(operation)
-                self._send_failed(record, operation, error)
-                continue
-            self._bytes_written += operation.size - before
-            if done:
-                record.remove_write(operation)
-                self._finish_write(record, operation, operation.error)
-        if record.writes is None or record.write_paused:
-            return
-        if record.writable:
-            self._put_off(record)
-        elif not record.write_watched:
-            self._watch_writes(record)
-
-    def _watch_writes(self, record: Record) -> None:
-        """The same for writes."""
-        try:
-            self._undisturbed(partial(self._poller.watch_writes, record))
-        except (OSError, RuntimeError, ValueError) as error:
-            while (operation := record.writes) is not None:
-                record.remove_write(operation)
-                self._finish_write(record, operation, _again(error))
-            self._signal.wake()
-
-    def _send_failed(self, record: Record, operation: Write, error: OSError) -> None:
-        """Complete a write whose attempt failed; or let it wait, if the system is only short."""
-        record.latch(error)
-        if error.errno not in attempts.SHORTAGE:
-            self._finish_write(record, operation, error)
-            self._settle()
-            return
-        # No event will tell when the system has memory again. The write goes back to its place.
-        record.write_paused = True
-        record.prepend_write(operation)
-        if operation.silent and not operation.skipped:
-            _keep_rest(operation)
-        self._loop.call_later(_SEND_REST, self._retry_writes, record)
-
-    def _retry_writes(self, record: Record) -> None:
-        record.write_paused = False
-        if record.open and record.writes is not None:
-            record.writable = True
-            self._put_off(record)
-            self._schedule_turn()
-
-    def _finish_write(self, record: Record, operation: Operation, error: Exception | None) -> None:
-        """Complete a write that was taken out of its queue.
-
-        If it was cut after a part of it was sent, what stands behind it must not follow on the
-        wire: it is cancelled too, and so is all that comes before the program knows.
-        """
-        if error is None and isinstance(operation, Write) and operation.silent:
-            operation.completed = True
-            self._silent += 1
-            self._deadlines.discard(operation)
-            return
-        self._finish(operation, error)
-        if error is not None and operation.size:
-            record.torn = error
-            self._torn.append((operation, record))
-            last = record.writes_tail or record.writes
-            if last is not None:
-                record.doomed = last, error
-                self._cancel_doomed(record)
-
-    def _cancel_doomed(self, record: Record) -> None:
-        """Cancel the writes behind a torn one, not too many in one turn."""
-        for _ in range(_DOOMED):
-            doomed, follower = record.doomed, record.writes
-            if doomed is None or follower is None:
-                return
-            record.remove_write(follower)
-            self._finish(follower, _behind_torn(doomed[1]))
-        self._put_off(record)
-
-    # --- Completions ---------------------------------------------------------------------------
-
-    def _finish(self, operation: Operation, error: Exception | None = None) -> None:
-        """Complete an operation that is in no queue any more, and deliver it."""
-        if error is not None:
-            operation.error = error.with_traceback(None)
-        operation.completed = True
-        if operation._timer is not None:
-            self._deadlines.discard(operation)
-        self._deliver(operation)
+    # --- Completions -----------------------------------------------------------------------------
 
     def _cancel(self, operation: Operation) -> bool:
         if operation.completed:
@@ -696,13 +277,22 @@ class Proactor:
 
     def _withdraw(self, operation: Operation, error: Exception) -> None:
         """Complete a pending operation, wherever it stands in its queue."""
+        if isinstance(operation, Joint):
+            self._end_joint(operation, error)
+            return
         record = operation.conn._record
-        if isinstance(operation, Write):
-            record.remove_write(operation)
-            self._finish_write(record, operation, error)
+        if isinstance(operation, Write | Shutdown):
+            self._withdraw_write(record, operation, error)
+            if type(record.writes) in AT_ONCE:
+                record.writable = True
+        elif operation.type is OpType.HANGUP:
+            self._remove_hangup(record, operation)
+            self._finish(operation, error)
         else:
             record.remove_read(operation)
             self._finish(operation, error)
+            if type(record.reads) is Gate:
+                record.readable = True
         if (record.reads is not None and record.readable) or (
             record.writes is not None and record.writable
         ):  # what stood behind it can go on
@@ -715,6 +305,8 @@ class Proactor:
         if batch:
             self._batches += 1
             self._collected += len(batch)
+            if self._instrument is not None:
+                self._instrument.batch(batch)
         if self._torn:
             waiting = {id(operation) for operation in self._ready}
             for operation, record in self._torn:
@@ -725,35 +317,12 @@ class Proactor:
             self._schedule_turn()
         return batch
 
-    def _settle(self) -> None:
-        """See to it that the loop comes back for what can go on, and the consumer for results."""
-        if self._backlog:
-            self._schedule_turn()
-        if self._ready and self._signal.future is not None:
-            self._signal.wake()
-
-    def _admit(self, record: Record, operation: Operation) -> bool:
-        """False, and the operation completed, if the connection is closed."""
-        if record.open:
-            return True
-        if self._closed:  # it was submitted by another thread and close() came first
-            error: Exception = WatcherClosedError("the watcher was closed before the request came")
-        else:
-            error = ConnectionFreedError("the connection was freed before the request")
-        self._finish(operation, error)
-        self._signal.wake()
-        return False
-
-    # --- Deadlines -----------------------------------------------------------------------------
-
-    def _add_deadline(self, operation: Operation, due: float) -> None:
-        self._deadlines.add(operation, due)
-        self._timer.set(due)
+    # --- Deadlines -------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
         """Expire what is due, for a few milliseconds at most, and set the next timer."""
         now = self._loop.time()
-        stop = time.monotonic() + _WORK_SLICE
+        stop = time.monotonic() + WORK_SLICE
         expired = 0
         while (operation := self._deadlines.pop_expired(now)) is not None:
             expired += 1
@@ -771,25 +340,10 @@ class Proactor:
         if self._ready:
             self._signal.wake()
 
-    def _restart_silence(self, armed: Armed) -> None:
-        """A multishot request with a deadline of either kind has completed once more."""
-        if armed.silence is not None:
-            armed.due = self._clock() + armed.silence
-
     def _expire(self, operation: Operation) -> None:
         self._withdraw(operation, DeadlineExceededError("the operation's deadline has passed"))
 
-    # --- Connections ---------------------------------------------------------------------------
-
-    def _enrol_accepted(self, record: Record) -> Connection:
-        """Begin to serve an accepted descriptor; on failure it is closed and the error raised."""
-        try:
-            self._register(record)
-        except BaseException:
-            record.open = False
-            record.close()
-            raise
-        return Connection(self, record)  # type: ignore[arg-type]  # every Proactor is a Watcher
+    # --- Connections -----------------------------------------------------------------------------
 
     def _register(self, record: Record) -> None:
         """Have the poller report a descriptor, and know it by its number."""
@@ -806,6 +360,12 @@ class Proactor:
         except BaseException:
             records[fd] = None
             raise
+
+    def _pending(self, record: Record) -> int:
+        """Requests of a connection that have not completed."""
+        waiting = [*chain(record.reads), *(record.hangups or ()), *chain(record.writes)]
+        kept = {id(one.joint if isinstance(one, Gate) else one) for one in waiting}
+        return len(kept) - sum(isinstance(one, Fence) for one in waiting)
 
     def _serves(self, fd: int) -> bool:
         """Whether the descriptor ``fd`` is one of ours, and not another of the same number."""
@@ -827,12 +387,22 @@ class Proactor:
     def _release(self, record: Record, error: Exception) -> None:
         """Complete all that is pending on a connection, reads first, and close it now."""
         fd = record.fileno()
-        record.open = record.readable = record.writable = False
-        for operation in (*_chain(record.reads), *_chain(record.writes)):
-            operation._next = operation._previous = None
-            self._finish(operation, _again(error))
+        record.open = record.plain = record.readable = record.writable = False
+        hangups, record.hangups = record.hangups or (), None
+        for operation in (*chain(record.reads), *hangups, *chain(record.writes)):
+            if isinstance(operation, Gate):
+                self._end_joint(operation.joint, again(error))
+            elif isinstance(operation, Fence):
+                operation.reached()
+            elif not operation.completed:
+                operation._next = operation._previous = None
+                self._finish(operation, again(error))
         record.reads = record.reads_tail = record.writes = record.writes_tail = None
-        record.doomed = None
+        record.doomed = record.rest = None
+        record.behind = 0
+        self._count_bytes(record, -record.queued_bytes)
+        if self._instrument is not None:
+            self._instrument.connection_closed(fd)
         if fd < len(self._records) and self._records[fd] is record:
             self._records[fd] = None
             if self._poller.unregister(record):
@@ -854,33 +424,6 @@ class Proactor:
         except WatcherClosedError:
             self._free(record)
 
-    # --- Other threads -------------------------------------------------------------------------
-
-    def _post(self, action: Callable[[], object]) -> None:
-        """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
-        self._inbox.post(action, self._on_inbox)
-        self._direct = False
-
-    def _post_quietly(self, action: Callable[[], object]) -> None:
-        """Post what the watcher's close makes unnecessary."""
-        try:
-            self._post(action)
-        except WatcherClosedError:
-            pass
-
-    def _on_inbox(self) -> None:
-        """The loop comes for what other threads have posted."""
-        if not self._inbox.come(_WORK_SLICE) and not self._loop.is_closed():
-            self._loop.call_soon(self._on_inbox)
-        self._direct = not self._inbox.waiting
-        self._settle()
-
-    def _run_inbox(self) -> None:
-        """Do not wait for the loop to come."""
-        self._inbox.empty()
-        self._direct = True
-        self._settle()
-
     def _close_from_finalizer(self) -> None:
         """Close a watcher that nobody holds, in the thread that the loop allows it in."""
         if threading.get_native_id() == self._thread or self._loop.is_closed():
@@ -891,7 +434,7 @@ class Proactor:
         except RuntimeError:  # closed meanwhile
             self._close()
 
-    # --- The end -------------------------------------------------------------------------------
+    # --- The end ---------------------------------------------------------------------------------
 
     def _close(self) -> None:
         if self._busy:
@@ -907,6 +450,8 @@ class Proactor:
                 self._release(record, WatcherClosedError("the watcher was closed"))
         self._run_inbox()
         self._timer.cancel()
+        if self._pipes is not None:
+            self._pipes.close()
         self._poller.close()
         _proactors.discard(self)
         self._signal.wake()
@@ -915,6 +460,8 @@ class Proactor:
         """In the child of a fork: close our copies and leave alone what the parent shares."""
         self._closed = True
         self._inbox.abandon()
+        if self._pipes is not None:
+            self._pipes.close()
         ours = self._poller.abandon()
         for record in self._records:
             if record is not None:
@@ -925,56 +472,6 @@ class Proactor:
                     record.detach()
         self._records[:] = [None] * len(self._records)  # the loop may still call for one
         self._ready.clear()
-
-
-def _again(error: Exception) -> Exception:
-    """The same error once more: each operation has its own, since a program may raise it."""
-    return type(error)(*error.args)
-
-
-def _chain(operation: Operation | None) -> list[Operation]:
-    """The operations of a queue, first to last."""
-    chain = []
-    while operation is not None:
-        chain.append(operation)
-        operation = operation._next
-    return chain
-
-
-def _behind_torn(cause: Exception) -> OperationCancelledError:
-    error = OperationCancelledError(
-        "a write before this one was cut after a part of it was sent; nothing may follow it"
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _keep_rest(operation: Write) -> None:
-    """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
-    with octets_of(operation.buffer) as octets:
-        operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
-    operation.skipped = operation.size
-    operation.length = len(rest)
-
-
-def _warm_up(size: int) -> None:
-    """Tell the allocator that blocks of so many bytes in all come and go.
-
-    glibc returns what is free at the end of its heap to the system beyond a threshold of 128 KiB,
-    and takes it back, page by page, for the next batch; the threshold grows with the largest block
-    ever freed (mallopt(3), M_TRIM_THRESHOLD). The block here is never touched: it costs no memory.
-    With messages of 16 KiB it is worth a quarter of the speed.
-    """
-    bytearray(min(size, _LARGEST_BATCH))
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """The loop's clock, to begin a timeout at the moment of the call.
-
-    uvloop's ``time()`` is the time at which the iteration of the loop began, in whole
-    milliseconds of CLOCK_MONOTONIC; a timeout that began with it would be over too early.
-    """
-    return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
 
 
 _proactors: weakref.WeakSet[Proactor] = weakref.WeakSet()

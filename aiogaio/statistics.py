@@ -1,4 +1,4 @@
-"""Statistics: a frozen snapshot of what a watcher has done."""
+"""Statistics: frozen snapshots of what a watcher has done, and of what is pending."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ class Statistics:
     bytes_written: int
     batches: int
     poller: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pending:
+    """What a connection has under way, from :meth:`aiogaio.Watcher.pending`.
+
+    - ``requests``: those that have not completed.
+    - ``queued_bytes``: bytes of writes that the socket has not taken yet.
+    """
+
+    requests: int
+    queued_bytes: int

@@ -6,48 +6,55 @@ derives so that a request reaches it without a further call.
 
 from __future__ import annotations
 
-import math
+import asyncio
 import socket
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from aiogaio import attempts
 from aiogaio.affinity import pin_thread
-from aiogaio.completions import BATCH_LIMIT
+from aiogaio.checks import new_write
+from aiogaio.completions import BATCH_LIMIT, Drained
 from aiogaio.connection import Connection
-from aiogaio.delegation import check_supported, give_back, is_listening, spend, take_over
-from aiogaio.errors import (
-    EmptyBufferError,
-    UnsupportedConnectionError,
-    WatcherClosedError,
-)
-from aiogaio.operation import Accept, Armed, Operation, OpType, ReadFull, ReadInto, Write, start
-from aiogaio.proactor import Proactor
-from aiogaio.statistics import Statistics
+from aiogaio.delegation import check_supported, is_of_asyncio
+from aiogaio.errors import UnsupportedConnectionError, WatcherClosedError
+from aiogaio.limits import Limits
+from aiogaio.messages import MessageRequests
+from aiogaio.operation import Operation, OpType
+from aiogaio.statistics import Pending, Statistics
 from aiogaio.threadsafe import ThreadSafe
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import HasFileno, ReadableBuffer, WriteableBuffer
+
+    from aiogaio.instruments import Instrument
+    from aiogaio.limits import Limit
 
 
 _READ: Final = OpType.READ  # look-ups of one step
 _WRITE: Final = OpType.WRITE
-_LARGEST: Final = 1 << 30  # more in one receive or poll is a mistake, not a wish
 
 
-class Watcher(Proactor):
+class Watcher(MessageRequests):
     """A proactor on the running event loop: submit requests, collect completed operations.
 
     :param buffer_size: bytes that a read without a buffer takes at most.
     :param poller: ``"epoll"``, ``"loop"``, or ``"auto"`` for the first of them that works.
     :param batch_size: readiness events taken per poll at most; while so many completions await
         collection, multishot requests take nothing more.
+    :param max_pending: requests that may be pending on one connection; or a pair, for one and for
+        all together. Over it a request raises :exc:`QueueFullError`.
+    :param max_queued_bytes: the same for bytes of writes that the sockets have not taken. The
+        first write of an empty queue may be longer.
+    :param instrument: who looks on, see :mod:`aiogaio.instruments`.
     :raises UnsupportedLoopError: no loop is running, or it has no ``add_reader``.
     :raises ValueError: an unknown poller, or a size below 1.
+    :raises TypeError: a size that is no int, or an instrument that is none.
+
+    With limits or an instrument each message takes a longer way, by about a half.
     """
 
-    __slots__ = ("_spent",)
+    __slots__ = ()
 
     def __init__(
         self,
@@ -55,28 +62,39 @@ class Watcher(Proactor):
         buffer_size: int = 65536,
         poller: Literal["auto", "epoll", "loop"] = "auto",
         batch_size: int = 128,
+        max_pending: Limit = None,
+        max_queued_bytes: Limit = None,
+        instrument: Instrument | None = None,
     ) -> None:
-        _check_size("buffer_size", buffer_size)
-        _check_size("batch_size", batch_size)
-        super().__init__(buffer_size=buffer_size, poller=poller, batch_size=batch_size)
-        # Sockets delegated as such stand for their connections as long as they live.
-        self._spent: weakref.WeakKeyDictionary[socket.socket, Connection] = (
-            weakref.WeakKeyDictionary()
+        super().__init__(
+            buffer_size=buffer_size,
+            poller=poller,
+            batch_size=batch_size,
+            limits=Limits.of(max_pending, max_queued_bytes),
+            instrument=instrument,
         )
 
     # --- Requests ------------------------------------------------------------------------------
 
-    def delegate(self, sock: socket.socket | Connection) -> Connection:
-        """Take a socket over: stream, datagram, Unix or listening.
+    def delegate(self, sock: socket.socket | Connection | HasFileno | int) -> Connection:
+        """Take a socket over: stream, datagram, Unix or listening. Or serve a descriptor.
 
         From then on the watcher owns the descriptor and ``sock`` is spent: its own ``recv`` and
         ``send`` raise :exc:`OSError`. A socket that was delegated here stands for its connection.
 
-        :raises UnsupportedConnectionError: not a socket, an ``SSLSocket``, a socket that is
-            closed, or that belongs to an asyncio transport or to another watcher.
+        Anything else that can be waited for (a pipe, a tty, an eventfd, a timerfd, inotify, tun:
+        an object with ``fileno()``, or the number) is duplicated, and stays the caller's. The
+        duplicate shares the open file description, so the original becomes non-blocking as well
+        (O_NONBLOCK, fcntl(2)), in every process that has it: for a terminal, that is the shell's
+        stdin, too. Set it back with ``os.set_blocking(fd, True)`` when you are done.
+
+        :raises UnsupportedConnectionError: nothing of this kind, a plain file, an ``SSLSocket``, a
+            socket that is closed, or that belongs to an asyncio transport or to another watcher.
         :raises WatcherClosedError: the watcher is closed.
         """
-        return self._connection_of(sock)
+        if isinstance(sock, socket.socket | Connection) or is_of_asyncio(sock):
+            return self._connection_of(sock)
+        return self._delegate_descriptor(sock)
 
     def read(
         self,
@@ -125,7 +143,7 @@ class Watcher(Proactor):
             operation.accepted = operation.address = None
             operation._next = operation._previous = operation._timer = None
             record = conn._record
-            if record.reads is None and record.open and not record.listening and self._direct:
+            if record.reads is None and record.plain and self._direct:
                 if (
                     record.readable
                     and self._bytes_read < self._read_limit
@@ -137,7 +155,7 @@ class Watcher(Proactor):
                     self._deliver(operation)
                     if self._signal.future is not None:
                         self._signal.wake()
-                elif record.reads is None and record.open and not record.readable:
+                elif record.reads is None and record.plain and not record.readable:
                     record.reads = operation
                     self._submitted += 1
                     if not record.read_watched:
@@ -247,14 +265,14 @@ class Watcher(Proactor):
                 except BlockingIOError:
                     sent = 0
                 except OSError as error:
-                    failed = _new_write(conn, data, length, context, silent)
+                    failed = new_write(conn, data, length, context, silent)
                     self._submitted += 1
                     self._send_failed(record, failed, error)
                     return failed
                 self._bytes_written += sent
                 if sent < length:
                     record.writable = False
-                    rest = _new_write(conn, data, length, context, silent)
+                    rest = new_write(conn, data, length, context, silent)
                     rest.size = sent
                     self._submit_write(record, rest, None)
                     return rest
@@ -372,6 +390,48 @@ class Watcher(Proactor):
         """
         self._close()
 
+    async def drain(self, conn: Connection | socket.socket | None = None) -> None:
+        """Wait until the writes that are queued now have completed, on ``conn`` or on all.
+
+        All that sends counts, and ``connect`` and ``shutdown``; reads and accepts do not. Results
+        are delivered as always. May be cancelled.
+
+        :raises UnsupportedConnectionError: ``conn`` is not delegated to this watcher.
+        """
+        if self._inbox.waiting and not self._busy:
+            self._run_inbox()
+        records = self._records
+        if conn is not None:
+            connection = self._delegated(conn)
+            if connection is None:
+                raise UnsupportedConnectionError(f"{conn!r} is not delegated to this watcher")
+            records = [connection._record]
+        drained = Drained(self._loop)
+        for record in records:
+            if record is not None and record.writes is not None:
+                drained.expect()
+                self._fence(record, drained.reached)
+        await drained.wait()
+
+    async def aclose(self, grace: float | None = 10.0) -> None:
+        """Close in order: stop accepting, let the queued writes complete, then :meth:`close`.
+
+        :param grace: seconds that this may take; ``None`` for as long as it takes.
+        :raises ValueError: ``grace`` is negative or NaN.
+        """
+        if grace is not None and not grace >= 0:
+            raise ValueError(f"grace must not be negative or NaN, but is {grace!r}")
+        try:
+            for record in list(self._records):
+                if record is not None and record.listening:
+                    self._release(record, WatcherClosedError("the watcher stopped accepting"))
+            async with asyncio.timeout(grace):
+                await self.drain()
+        except TimeoutError:
+            pass
+        finally:
+            self.close()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -402,6 +462,17 @@ class Watcher(Proactor):
             poller=self._poller.name,
         )
 
+    def pending(self, conn: Connection | socket.socket) -> Pending:
+        """How many requests are pending on a connection, and how many bytes wait to be sent.
+
+        :raises UnsupportedConnectionError: nothing that was delegated to this watcher.
+        """
+        connection = self._delegated(conn)
+        if connection is None:
+            raise UnsupportedConnectionError(f"{conn!r} is not delegated to this watcher")
+        record = connection._record
+        return Pending(self._pending(record), record.queued_bytes)
+
     def set_affinity(self, cpu: int) -> None:
         """Pin the loop's thread to a core (sched_setaffinity(2)).
 
@@ -414,225 +485,3 @@ class Watcher(Proactor):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._count_connections()} connections"
         return f"<Watcher {self._poller.name} {state}>"
-
-    # --- Checking, and making operations ---------------------------------------------------------
-
-    def _make_read(
-        self,
-        conn: object,
-        buffer: WriteableBuffer | None,
-        context: Any,
-        timeout: float | None,
-        deadline: float | None,
-        multishot: bool,
-    ) -> tuple[Operation, float | None]:
-        length = 0 if buffer is None else _room(buffer)
-        if buffer is not None and multishot:
-            raise ValueError(
-                "a multishot read brings its own bytes for each arrival: pass no buffer"
-            )
-        due = self._due(timeout, deadline)
-        connection = self._connection_of(conn, listening=False)
-        if buffer is not None:
-            operation = start(ReadInto(), OpType.READ, connection, context)
-            operation.buffer, operation.length = buffer, length
-            return operation, due
-        if not multishot:
-            return start(Operation(), OpType.READ, connection, context), due
-        return _new_armed(OpType.READ, connection, context, timeout, due), due
-
-    def _make_read_full(
-        self,
-        conn: object,
-        buffer: WriteableBuffer,
-        context: Any,
-        timeout: float | None,
-        deadline: float | None,
-    ) -> tuple[Operation, float | None]:
-        length = _room(buffer)
-        due = self._due(timeout, deadline)
-        connection = self._connection_of(conn, listening=False)
-        operation = start(ReadFull(), OpType.READ, connection, context)
-        operation.buffer, operation.length = buffer, length
-        return operation, due
-
-    def _make_write(
-        self,
-        conn: object,
-        data: ReadableBuffer,
-        context: Any,
-        timeout: float | None,
-        deadline: float | None,
-        silent: bool,
-    ) -> tuple[Write, float | None]:
-        length = _length(data)
-        due = self._due(timeout, deadline)
-        connection = self._connection_of(conn, listening=False)
-        return _new_write(connection, data, length, context, silent), due
-
-    def _make_accept(
-        self,
-        listener: object,
-        context: Any,
-        timeout: float | None,
-        deadline: float | None,
-        multishot: bool,
-    ) -> tuple[Operation, float | None]:
-        due = self._due(timeout, deadline)
-        connection = self._connection_of(listener, listening=True)
-        if not multishot:
-            return start(Accept(), OpType.ACCEPT, connection, context), due
-        return _new_armed(OpType.ACCEPT, connection, context, timeout, due), due
-
-    def _due(self, timeout: float | None, deadline: float | None) -> float | None:
-        """The loop's time at which the operation expires; ``None`` for never."""
-        if timeout is None:
-            if deadline is None:
-                return None
-            name, value, start = "deadline", deadline, 0.0
-        elif deadline is not None:
-            raise ValueError("pass a timeout or a deadline, not both")
-        else:
-            name, value, start = "timeout", timeout, self._clock()
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name} takes seconds as a number, not {type(value).__name__!r}")
-        if not value >= 0:  # false for NaN as well
-            raise ValueError(f"{name} must not be negative or NaN, but is {value!r}")
-        if not value:  # past by any clock, also one that stood still since the call began
-            return 0.0
-        return None if value == math.inf else start + value
-
-    def _connection_of(self, conn: object, *, listening: bool | None = None) -> Connection:
-        """The connection that ``conn`` is or stands for; a socket is delegated on the spot.
-
-        ``listening`` is what the request needs it to be, if that matters.
-        """
-        if self._closed:
-            raise WatcherClosedError("the watcher is closed: make another one")
-        if self._loop.is_closed():
-            self.close()
-            raise WatcherClosedError("the watcher's event loop is closed, and so is the watcher")
-        with self._inbox.lock:  # two threads may bring the same socket
-            connection = self._delegated(conn)
-            if connection is None:
-                return self._delegate(conn, listening)
-        _check_listening(conn, connection._record.listening, listening)
-        return connection
-
-    def _delegated(self, conn: object) -> Connection | None:
-        """The connection that ``conn`` is, or stands for since it was delegated here."""
-        if isinstance(conn, Connection):
-            if conn._watcher is not self:
-                raise UnsupportedConnectionError(
-                    f"{conn!r} belongs to another watcher: submit the request to its own, "
-                    "conn.watcher"
-                )
-            return conn
-        return self._spent.get(conn) if isinstance(conn, socket.socket) else None
-
-    def _delegate(self, conn: object, listening: bool | None) -> Connection:
-        if self._inbox.closed:  # since the caller looked
-            raise WatcherClosedError("the watcher is closed: make another one")
-        sock = check_supported(conn)
-        self._check_no_transport(sock)
-        if self._serves(sock.fileno()):
-            raise UnsupportedConnectionError(
-                f"descriptor {sock.fileno()} is delegated already, by way of another socket "
-                "object: use its Connection"
-            )
-        is_so = is_listening(sock)
-        _check_listening(sock, is_so, listening)
-        record = take_over(sock, listening=is_so)
-        try:
-            self._register(record)
-        except BaseException:
-            give_back(sock, record)
-            raise
-        spend(sock)
-        connection = Connection(self, record)
-        self._spent[sock] = connection
-        return connection
-
-    def _check_no_transport(self, sock: socket.socket) -> None:
-        """Raise :exc:`UnsupportedConnectionError` if an asyncio transport owns the descriptor."""
-        # Stock asyncio has a check without side effects; uvloop makes it in remove_reader.
-        check = getattr(self._loop, "_ensure_fd_no_transport", self._loop.remove_reader)
-        try:
-            check(sock.fileno())
-        except RuntimeError as error:
-            raise UnsupportedConnectionError(
-                f"{error}, which goes on reading it: pass a socket that no transport owns"
-            ) from None
-
-    def _check_operation(self, op: Operation) -> None:
-        if not isinstance(op, Operation):
-            raise TypeError(f"cancel() takes an Operation, not {type(op).__name__!r}")
-        if op.conn._watcher is not self:
-            raise UnsupportedConnectionError(
-                f"{op!r} belongs to another watcher: pass it to its own, op.conn.watcher"
-            )
-
-
-def _new_write(
-    conn: Connection, data: ReadableBuffer, length: int, context: Any, silent: bool
-) -> Write:
-    operation = start(Write(), OpType.WRITE, conn, context)
-    operation.buffer, operation.length = data, length
-    operation.silent, operation.skipped = silent, 0
-    return operation
-
-
-def _new_armed(
-    kind: OpType, conn: Connection, context: Any, timeout: float | None, due: float | None
-) -> Armed:
-    """A multishot request. A deadline ends it once; a timeout is its longest silence."""
-    operation = start(Armed(), kind, conn, context)
-    operation.silence = timeout if due is not None else None
-    operation.due = due if timeout is not None else None
-    return operation
-
-
-def _check_size(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
-    if not 1 <= value <= _LARGEST:
-        raise ValueError(f"{name} must be from 1 to {_LARGEST}, but is {value}")
-
-
-def _check_listening(conn: object, is_so: bool, wanted: bool | None) -> None:
-    if wanted is None or is_so is wanted:
-        return
-    if is_so:
-        raise UnsupportedConnectionError(f"{conn!r} is a listener: use accept()")
-    raise UnsupportedConnectionError(
-        f"{conn!r} does not listen: call listen() on the socket before it is delegated"
-    )
-
-
-def _view_of(buffer: ReadableBuffer, name: str, wanted: str) -> memoryview:
-    try:
-        return memoryview(buffer)
-    except TypeError:
-        raise TypeError(f"{name} is of type {type(buffer).__name__!r}: pass {wanted}") from None
-
-
-def _room(buffer: WriteableBuffer) -> int:
-    """The bytes that a caller's buffer can take; raises if it cannot take any."""
-    with _view_of(buffer, "the buffer", "a bytearray or another writable buffer") as view:
-        if view.readonly:
-            raise TypeError("the buffer is read-only: pass a bytearray or another writable buffer")
-        if not view.c_contiguous:
-            raise TypeError("the buffer is not contiguous: pass a contiguous one to read into")
-        if not view.nbytes:
-            raise EmptyBufferError("the buffer is empty: pass one of at least 1 byte")
-        return view.nbytes
-
-
-def _length(data: ReadableBuffer) -> int:
-    """The bytes of a write's data; raises if there are none."""
-    with _view_of(data, "the data", "bytes (a str has to be encoded)") as view:
-        if not view.c_contiguous:
-            raise TypeError("the data is not contiguous: pass a copy, for example bytes(view)")
-        if not view.nbytes:
-            raise EmptyBufferError("the data is empty: pass at least 1 byte")
-        return view.nbytes

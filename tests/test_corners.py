@@ -267,6 +267,7 @@ async def test_S4_write_waits_quietly_while_the_system_is_short_of_memory(
 
         with monkeypatch.context() as patch:
             patch.setattr(Record, "send", short_of_memory)
+            patch.setattr(Record, "sendmsg", short_of_memory)
             first, second = watcher.write(conn, b"first"), watcher.write(conn, b"second")
             while loop.time() < end:
                 await asyncio.sleep(0.005)

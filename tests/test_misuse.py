@@ -423,8 +423,14 @@ THINGS: dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Any]], st
 }
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("name", THINGS)
+#: What has to be delegated before there may be requests on it.
+DESCRIPTORS = {"pipe", "descriptor", "look-alike"}
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [(n, u) for n in THINGS for u in USES if u != "delegate" or n not in DESCRIPTORS],
+)
 async def test_S2_what_is_no_connection_is_refused_and_left_alone(
     watcher: Watcher, name: str, use: str
 ) -> None:

@@ -1,13 +1,4 @@
-"""Attempts: the ``recv``, ``recv_into``, ``send`` and ``accept`` calls of the package, all but one.
-
-Each function makes one non-blocking system call for one operation, writes down what came of it
-and returns whether the operation is done. They know nothing of queues, watchers or loops. The
-readiness bits of the record are kept here, since only an attempt can prove that there is nothing
-left: EAGAIN does, and on TCP a receive or send that was shorter than it could have been.
-
-Errors are delivered without their traceback: its frames would keep alive all that stood in the
-watcher's own calls, for as long as the program keeps the result.
-"""
+"""One ``recv``, ``recv_into``, ``send`` or ``accept``: what nearly all operations are."""
 
 from __future__ import annotations
 
@@ -64,8 +55,8 @@ def receive(record: Record, operation: Operation, room: int) -> bool:
         return True
     size = len(data)
     if size < room:
-        if size == 0 and _ends_with_zero(record):
-            operation.error = _end_of_stream(record)
+        if size == 0 and ends_with_zero(record):
+            operation.error = end_of_stream(record)
             return True
         if record.short_is_empty:
             record.readable = False
@@ -91,8 +82,8 @@ def receive_shot(record: Record, armed: Armed, room: int) -> Operation | None:
         return armed
     size = len(data)
     if size < room:
-        if size == 0 and _ends_with_zero(record):
-            armed.error = _end_of_stream(record)
+        if size == 0 and ends_with_zero(record):
+            armed.error = end_of_stream(record)
             return armed
         if record.short_is_empty:
             record.readable = False
@@ -124,13 +115,17 @@ def receive_full(record: Record, operation: ReadFull) -> bool:
 def _receive_part(record: Record, operation: ReadInto) -> int | None:
     """Receive once behind the ``size`` bytes already there; ``None`` if nothing has arrived."""
     done = operation.size
-    room = _share(record, operation.length - done)
-    part = _part_of(operation, done, room)
+    room = share(record, operation.length - done)
+    part = part_of(operation, done, room)
     if part is None:
         return 0
     try:
         with part:
-            size = record.recv_into(part)
+            if record.type == socket.SOCK_STREAM:
+                size = record.recv_into(part)
+            else:  # which would be cut silently
+                size, _, flags, operation.address = record.recvmsg_into([part])
+                operation.flags, operation.truncated = flags, bool(flags & socket.MSG_TRUNC)
     except BlockingIOError:
         record.readable = False
         return None
@@ -139,8 +134,8 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
         operation.error = error.with_traceback(None)
         return 0
     if size < room:
-        if size == 0 and _ends_with_zero(record):
-            operation.error = _end_of_stream(record)
+        if size == 0 and ends_with_zero(record):
+            operation.error = end_of_stream(record)
             return 0
         if record.short_is_empty:
             record.readable = False
@@ -154,8 +149,8 @@ def send(record: Record, operation: Write) -> bool:
     Raises :exc:`OSError` for all but EAGAIN.
     """
     done = operation.size - operation.skipped
-    room = _share(record, operation.length - done)
-    part = _part_of(operation, done, room)
+    room = share(record, operation.length - done)
+    part = part_of(operation, done, room)
     if part is None:
         return True
     try:
@@ -187,7 +182,7 @@ def accept(listener: Record) -> tuple[int, Any] | None:
                 raise
 
 
-def _part_of(operation: ReadInto | Write, done: int, room: int) -> memoryview | None:
+def part_of(operation: ReadInto | Write, done: int, room: int) -> memoryview | None:
     """The bytes of the caller's buffer for one attempt; ``None``, and the error, if it is gone."""
     try:
         with octets_of(operation.buffer) as octets:
@@ -199,17 +194,18 @@ def _part_of(operation: ReadInto | Write, done: int, room: int) -> memoryview | 
         return None
 
 
-def _share(record: Record, left: int) -> int:
+def share(record: Record, left: int) -> int:
     """How many of the bytes left one attempt may move: a message goes whole or not at all."""
     return CHUNK if left > CHUNK and record.type == socket.SOCK_STREAM else left
 
 
-def _ends_with_zero(record: Record) -> bool:
+def ends_with_zero(record: Record) -> bool:
     """Whether a receive of zero bytes is the end: an empty datagram is not."""
     return record.type in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 
 
-def _end_of_stream(record: Record) -> Exception:
+def end_of_stream(record: Record) -> Exception:
+    """The error of a stream that is over: in order, or by what was latched."""
     latched = record.latched
     if latched is not None:
         return OSError(*latched.args)  # of the subclass that its errno asks for

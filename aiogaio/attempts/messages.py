@@ -1,0 +1,83 @@
+"""recvmsg(2) and sendmsg(2): datagrams, their senders, and ancillary data."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from aiogaio.attempts.streams import end_of_stream, ends_with_zero
+from aiogaio.attempts.vectors import advance, parts_of
+from aiogaio.operation import Message, OpType, start
+
+if TYPE_CHECKING:
+    from aiogaio.connection import Record
+    from aiogaio.operation import ArmedMessage, SendMessage
+
+#: Descriptors that come with a message are not for programs that this one starts.
+_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
+
+
+def receive_message(record: Record, operation: Message, room: int) -> bool:
+    """Receive one message of up to ``room`` bytes, and say if it was longer."""
+    try:
+        data, ancillary, flags, address = record.recvmsg(room, operation.ancillary_size, _FLAGS)
+    except BlockingIOError:
+        record.readable = False
+        return False
+    except OSError as error:
+        record.latch(error)
+        operation.error = error.with_traceback(None)
+        return True
+    operation.address = address or None
+    operation.ancillary, operation.flags = ancillary, flags
+    operation.truncated = bool(flags & _CUT)
+    if not data and not ancillary and ends_with_zero(record):
+        operation.error = end_of_stream(record)
+        return True
+    operation.data = data
+    operation.size = len(data)
+    return True
+
+
+def message_shot(record: Record, armed: ArmedMessage, room: int) -> Any:
+    """One completion of an armed request; itself at its end, ``None`` if nothing is there."""
+    shot = new_message(armed.conn, armed.context, armed.ancillary_size)
+    if not receive_message(record, shot, room):
+        return None
+    if shot.error is not None:
+        armed.error = shot.error
+        return armed
+    shot.more = shot.completed = True
+    return shot
+
+
+def new_message(conn: Any, context: Any, ancillary_size: int) -> Message:
+    """A message that has still to be received."""
+    message = start(Message(), OpType.READ, conn, context)
+    message.ancillary, message.ancillary_size = (), ancillary_size
+    message.flags, message.truncated = 0, False
+    return message
+
+
+def send_message(record: Record, operation: SendMessage) -> bool:
+    """Send a message; ancillary data goes with its first byte.
+
+    Raises :exc:`OSError` for all but EAGAIN.
+    """
+    parts = parts_of(record, operation)
+    if parts is None:
+        return True
+    ancillary = operation.ancillary if operation.size == 0 else ()
+    try:
+        if operation.address is None:
+            sent = record.sendmsg(parts, ancillary)
+        else:
+            sent = record.sendmsg(parts, ancillary, 0, operation.address)
+    except BlockingIOError:
+        record.writable = False
+        return False
+    finally:
+        for part in parts:
+            part.release()
+    return advance(operation, sent)

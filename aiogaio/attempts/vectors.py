@@ -1,0 +1,148 @@
+"""One sendmsg(2) for many buffers: of one request, or of the small writes that stand in a queue."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from aiogaio.attempts.streams import CHUNK, part_of
+from aiogaio.operation import Operation, Write, WriteV, octets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiogaio.connection import Record
+
+#: Small writes sent together: more would only let others wait.
+_TOGETHER: Final = 64
+#: Buffers that the system takes in one call.
+IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX")) if hasattr(os, "sysconf") else 16
+
+
+def parts_of(record: Record, operation: WriteV) -> list[memoryview] | None:
+    """Views of what one attempt can send; ``None``, and the error, if a buffer is gone."""
+    views: list[memoryview] = []
+    offset, total = operation.offset, 0
+    stream = record.type == socket.SOCK_STREAM  # a message goes whole
+    for number in range(operation.position, len(operation.parts)):
+        if len(views) == IOV_MAX or (total >= CHUNK and stream):
+            break
+        try:
+            with octets_of(operation.parts[number]) as octets:
+                if octets.nbytes != operation.lengths[number]:
+                    raise BufferError("a buffer was resized while the operation was pending")
+                views.append(octets[offset:])
+        except Exception as error:  # released or closed by its owner
+            operation.error = error.with_traceback(None)
+            for view in views:
+                view.release()
+            return None
+        total += operation.lengths[number] - offset
+        offset = 0
+    return views
+
+
+def advance(operation: WriteV, sent: int) -> bool:
+    """Go on behind the bytes that were sent; done when that is the end."""
+    operation.size += sent
+    operation.offset += sent
+    lengths = operation.lengths
+    while operation.position < len(lengths) and operation.offset >= lengths[operation.position]:
+        operation.offset -= lengths[operation.position]
+        operation.position += 1
+    return operation.position == len(lengths)
+
+
+def send_parts(record: Record, operation: WriteV) -> bool:
+    """Send once of what is left of several buffers; done when all of it is taken.
+
+    Raises :exc:`OSError` for all but EAGAIN.
+    """
+    parts = parts_of(record, operation)
+    if parts is None:
+        return True
+    room = sum(map(len, parts))
+    try:
+        sent = record.sendmsg(parts)
+    except BlockingIOError:
+        record.writable = False
+        return False
+    finally:
+        for part in parts:
+            part.release()
+    if sent < room:
+        record.writable = False
+    return advance(operation, sent)
+
+
+def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
+    """Send small writes that stand one behind the other, together: the bytes, and who is done.
+
+    ``None`` if there is only one to send. Raises :exc:`OSError` for all but EAGAIN.
+    """
+    if record.type != socket.SOCK_STREAM:
+        return None
+    batch: list[Write] = []
+    parts: list[memoryview | bytes] = []
+    room = 0
+    operation: Operation | None = first
+    while type(operation) is Write and len(batch) < _TOGETHER and room < CHUNK:
+        done = operation.size - operation.skipped
+        data = operation.buffer
+        part = data if type(data) is bytes and not done else part_of(operation, done, CHUNK)
+        if part is None:  # its turn comes, alone, to tell the error
+            operation.error = None
+            break
+        batch.append(operation)
+        parts.append(part)
+        room += len(part)
+        operation = operation._next
+    try:
+        if len(batch) < 2:
+            return None
+        sent = record.sendmsg(parts)
+    except BlockingIOError:
+        record.writable = False
+        return 0, []
+    finally:
+        for part in parts:
+            if type(part) is memoryview:
+                part.release()
+    if sent < room:
+        record.writable = False
+    finished, unclaimed = [], sent
+    for write in batch:
+        left = write.length - write.size + write.skipped
+        share = min(left, unclaimed)
+        write.size += share
+        unclaimed -= share
+        if share < left:
+            break
+        finished.append(write)
+    return sent, finished
+
+
+def keep_rest(operation: Write) -> None:
+    """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
+    if isinstance(operation, WriteV):
+        parts = parts_left(operation)
+        operation.buffer = operation.parts = parts  # type: ignore[assignment]
+        operation.lengths = [len(part) for part in parts]
+        operation.position = operation.offset = 0
+        operation.skipped, operation.length = operation.size, sum(operation.lengths)
+        return
+    with octets_of(operation.buffer) as octets:
+        operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
+    operation.skipped = operation.size
+    operation.length = len(rest)
+
+
+def parts_left(operation: WriteV) -> Sequence[bytes]:
+    """Copies of the buffers that are not sent yet."""
+    parts, offset = [], operation.offset
+    for part in operation.parts[operation.position :]:
+        with octets_of(part) as octets:
+            parts.append(octets[offset:].tobytes())
+        offset = 0
+    return parts

@@ -1,0 +1,12 @@
+"""Instruments: look on while a watcher works. None of it costs anything unless one is passed.
+
+``Watcher(instrument=...)`` takes any object with the methods of :class:`Instrument`. Two are here,
+to be switched on explicitly: :class:`LoggingInstrument` and :class:`PrometheusInstrument`. What
+the second needs, the ``prometheus-client`` package, is imported when one is made.
+"""
+
+from aiogaio.instruments.instrument import Instrument
+from aiogaio.instruments.logs import LoggingInstrument
+from aiogaio.instruments.prometheus import PrometheusInstrument
+
+__all__ = ["Instrument", "LoggingInstrument", "PrometheusInstrument"]

@@ -1,0 +1,183 @@
+"""Joint requests: those that occupy several queues at once, connect and relay.
+
+Such a request has a gate in each of its queues. It begins when all of them are the first there,
+and what stands behind a gate waits, without knowing what for, until the gate is taken away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiogaio import attempts
+from aiogaio.core import SEND_REST, again, chain
+from aiogaio.errors import DeadlineExceededError
+from aiogaio.operation import Connect, Gate, Joint, Relay, start
+from aiogaio.writes import Writes, behind_torn
+
+if TYPE_CHECKING:
+    from aiogaio.connection import Connection, Record
+
+
+class Joints(Writes):
+    """What a watcher does for requests that occupy several queues."""
+
+    __slots__ = ()
+
+    def _submit_joint(self, joint: Joint, due: float | None) -> None:
+        """From the loop's thread: behind what is in the inbox."""
+        if self._busy or self._inbox.waiting:
+            self._post(lambda: self._enter_joint(joint, due))
+        else:
+            self._direct = self._fast
+            self._enter_joint(joint, due)
+
+    def _enter_joint(self, joint: Joint, due: float | None) -> None:
+        """Accept the request: begin if nothing is before it, else queue it."""
+        self._submitted += 1
+        if self._instrument is not None:
+            self._instrument.submitted(joint)
+        for gate in joint.gates:
+            record = gate.conn._record
+            if not self._admit(record, joint):
+                return
+            if record.torn is not None and not gate.for_reads:
+                self._finish(joint, behind_torn(record.torn))
+                self._settle()
+                return
+        for gate in joint.gates:
+            record = gate.conn._record
+            if gate.for_reads:
+                record.append_read(gate)
+            else:
+                record.append_write(gate)
+        self._undisturbed(lambda: self._advance_joint(joint))
+        if not joint.completed and due is not None:
+            if due <= self._loop.time():
+                self._end_joint(joint, DeadlineExceededError("the operation's deadline has passed"))
+            else:
+                self._add_deadline(joint, due)
+        self._settle()
+
+    def _advance_joint(self, joint: Joint) -> None:
+        """Carry it on, if all its gates are the first of their queues."""
+        if joint.completed or not all(map(_is_first, joint.gates)):
+            return
+        try:
+            if isinstance(joint, Relay):
+                self._relay(joint)
+            else:
+                assert isinstance(joint, Connect)
+                self._connect(joint)
+        except (OSError, OverflowError, TypeError, ValueError) as error:
+            self._end_joint(joint, error)
+
+    def _end_joint(self, joint: Joint, error: Exception | None) -> None:
+        """Complete it, take its gates away, and let go on what stood behind them."""
+        if joint.completed:
+            return
+        if isinstance(joint, Relay):
+            self._account(joint)
+            for way in joint.ways:
+                way.close()
+        failed = error is not None and isinstance(joint, Connect)
+        behind = [(gate, chain(gate._next)) for gate in joint.gates]
+        for gate in joint.gates:
+            _take_away(gate)
+        self._finish(joint, error)
+        for gate, operations in behind:
+            record = gate.conn._record
+            for operation in operations if failed and error is not None else ():
+                if operation.completed:
+                    continue
+                if gate.for_reads:
+                    record.remove_read(operation)
+                    self._drop(operation, again(error))  # type: ignore[arg-type]
+                else:
+                    self._withdraw_write(record, operation, again(error))  # type: ignore[arg-type]
+            self._go_on(record)
+
+    def _go_on(self, record: Record) -> None:
+        """What stands in the queues now has not been attempted."""
+        if record.open and (record.reads is not None or record.writes is not None):
+            record.readable = record.writable = True
+            self._put_off(record)
+            self._schedule_turn()
+
+    # --- Connect -------------------------------------------------------------------------------
+
+    def _connect(self, joint: Connect) -> None:
+        record = joint.conn._record
+        try:
+            if attempts.connect(record, joint.address):
+                self._connected(record)
+                self._end_joint(joint, None)
+            elif not record.write_watched:
+                self._watch_writes(record)
+        except BlockingIOError:  # a Unix listener's queue is full; no event tells when it is not
+            record.write_paused = True
+            self._loop.call_later(SEND_REST, self._retry_writes, record)
+        except OSError as error:
+            record.latch(error)
+            raise
+
+    def _connected(self, record: Record) -> None:
+        # Before it was connected there were events of a hang-up: they do not count, unless there
+        # is one already.
+        record.short_is_empty = record.is_tcp and not attempts.hung_up(record)
+
+    # --- Relay ---------------------------------------------------------------------------------
+
+    def _relay(self, relay: Relay) -> None:
+        before = sum(way.sent for way in relay.ways)
+        for way in relay.ways:
+            if way.move(2 * self._attempts):  # it could go on
+                self._put_off(way.target if way.sends else way.source)
+        self._account(relay)
+        if relay.size != before and relay._timer is not None:
+            self._restart_silence(relay)
+        if all(way.done for way in relay.ways):
+            self._end_joint(relay, None)
+            return
+        for way in relay.ways:
+            # An event that has nothing to serve would come again and again (loop poller).
+            way.source.read_paused = not way.receives
+            way.target.write_paused = not way.sends
+            if way.receives and not way.source.readable and not way.source.read_watched:
+                self._watch_reads(way.source)
+            if way.sends and not way.target.writable and not way.target.write_watched:
+                self._watch_writes(way.target)
+
+    def _account(self, relay: Relay) -> None:
+        """Write down how much has been moved."""
+        sizes = relay.ways[0].sent, relay.ways[1].sent
+        moved = sum(sizes) - relay.size
+        relay.sizes = sizes
+        relay.size += moved
+        self._bytes_read += moved
+        self._bytes_written += moved
+
+
+def gates_of(joint: Joint, *connections: Connection) -> list[Gate]:
+    """A gate for each direction of these connections."""
+    gates = []
+    for connection in connections:
+        for for_reads in (True, False):
+            gate = start(Gate(), joint.type, connection, None)
+            gate.joint, gate.for_reads = joint, for_reads
+            gates.append(gate)
+    return gates
+
+
+def _is_first(gate: Gate) -> bool:
+    record = gate.conn._record
+    return (record.reads if gate.for_reads else record.writes) is gate
+
+
+def _take_away(gate: Gate) -> None:
+    record = gate.conn._record
+    if gate.for_reads:
+        record.remove_read(gate)
+    else:
+        if record.writes is gate:
+            record.write_paused = False
+        record.remove_write(gate)

@@ -1,0 +1,155 @@
+"""Requests for messages: datagrams with their senders, and ancillary data (recvmsg, sendmsg)."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiogaio.addresses import check_address
+from aiogaio.attempts.vectors import IOV_MAX
+from aiogaio.checks import length_of, new_vector
+from aiogaio.errors import EmptyBufferError
+from aiogaio.operation import Operation, SendMessage
+from aiogaio.streams import StreamRequests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed import ReadableBuffer
+
+    from aiogaio.connection import Connection
+
+
+class MessageRequests(StreamRequests):
+    """The calls of a watcher that concern messages."""
+
+    __slots__ = ()
+
+    def recvfrom(
+        self,
+        sock: Connection | socket.socket,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        multishot: bool = False,
+    ) -> Operation:
+        """Request one datagram; completes as ``READ`` (recvmsg(2)).
+
+        ``op.data`` is what it brought, perhaps nothing: an empty datagram is not the end.
+        ``op.address`` is its sender, ``None`` if that has none. A datagram longer than the
+        watcher's ``buffer_size`` has ``op.truncated``. All else is as for :meth:`Watcher.read`.
+        """
+        return self.recvmsg(
+            sock, 0, context=context, timeout=timeout, deadline=deadline, multishot=multishot
+        )
+
+    def recvmsg(
+        self,
+        sock: Connection | socket.socket,
+        ancillary_size: int = 0,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        multishot: bool = False,
+    ) -> Operation:
+        """Request one message with its ancillary data (recvmsg(2)); completes as ``READ``.
+
+        As :meth:`recvfrom`, and ``op.ancillary`` is a list of ``(level, type, data)``, as of
+        ``socket.recvmsg``; ``op.flags`` are the message's. Descriptors that come with it
+        (SCM_RIGHTS, cmsg(3)) are the program's to close; they are not inherited.
+
+        :param ancillary_size: bytes of room, ``socket.CMSG_SPACE(n)`` for an item of n bytes; if
+            it is too small, ``op.truncated`` is set.
+        :raises ValueError: a size that is negative, or far too large.
+        """
+        operation, due = self._make_message(
+            sock, ancillary_size, context, timeout, deadline, multishot
+        )
+        self._submit_read(operation.conn._record, operation, due)
+        return operation
+
+    def sendto(
+        self,
+        sock: Connection | socket.socket,
+        data: ReadableBuffer,
+        address: Any,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        silent: bool = False,
+    ) -> Operation | None:
+        """Request to send one datagram to ``address``; completes as ``WRITE`` (sendmsg(2)).
+
+        It may be empty. ``op.address`` is the address.
+
+        :param address: numeric, as the socket's family has it.
+        :raises ValueError: a host name: ``loop.getaddrinfo`` looks it up.
+        :raises TypeError: an address of another form.
+
+        All else is as for :meth:`Watcher.write`.
+        """
+        return self.sendmsg(
+            sock,
+            [data],
+            address=address,
+            context=context,
+            timeout=timeout,
+            deadline=deadline,
+            silent=silent,
+        )
+
+    def sendmsg(
+        self,
+        sock: Connection | socket.socket,
+        buffers: Iterable[ReadableBuffer],
+        ancillary: Iterable[tuple[int, int, ReadableBuffer]] = (),
+        address: Any = None,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        silent: bool = False,
+    ) -> Operation | None:
+        """Request to send one message of several buffers (sendmsg(2)); completes as ``WRITE``.
+
+        :param ancillary: items ``(level, type, data)``; they go with the first byte. Descriptors
+            among them (SCM_RIGHTS) have to stay open until the operation completes.
+        :param address: where to; ``None`` for the peer of a connected socket.
+        :raises EmptyBufferError: no byte at all, on a stream.
+
+        All else is as for :meth:`sendto`.
+        """
+        due = self._due(timeout, deadline)
+        parts = list(buffers)
+        lengths = [length_of(part, may_be_empty=True) for part in parts]
+        if len(parts) > IOV_MAX:  # which the system does not take, and a message goes whole
+            whole = b"".join(memoryview(part).cast("B") for part in parts)
+            parts, lengths = [whole], [len(whole)]
+        items = [_item(one) for one in ancillary]
+        if address is not None and (family := getattr(sock, "family", None)) is not None:
+            check_address(family, address)
+        kind = getattr(sock, "type", None)
+        if kind == socket.SOCK_STREAM and not sum(lengths):
+            raise EmptyBufferError("the buffers are empty: a stream needs at least 1 byte")
+        connection = self._connection_of(sock, listening=False)
+        self._check_limits(connection._record, sum(lengths))
+        operation = new_vector(SendMessage(), connection, parts, lengths, context, silent)
+        operation.ancillary, operation.address = items, address
+        self._submit_write(connection._record, operation, due)
+        return None if silent and operation.completed and operation.error is None else operation
+
+
+def _item(item: Any) -> tuple[int, int, bytes]:
+    try:
+        level, kind, data = item
+        copy = bytes(memoryview(data).cast("B"))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"an item of ancillary data is (level, type, bytes-like), not {item!r}"
+        ) from None
+    if not isinstance(level, int) or not isinstance(kind, int):
+        raise TypeError(f"the level and type of ancillary data are ints, not {item!r}")
+    return level, kind, copy

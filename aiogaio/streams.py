@@ -1,0 +1,336 @@
+"""Requests on streams beyond gaio's: connect, frames, gathered writes, files, ends, relays."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiogaio.addresses import check_address
+from aiogaio.adoption import take_from
+from aiogaio.attempts.splices import Pipes, Way
+from aiogaio.checks import LARGEST, Checks, arm, length_of, new_vector
+from aiogaio.errors import EmptyBufferError, UnsupportedConnectionError
+from aiogaio.joints import gates_of
+from aiogaio.operation import (
+    Connect,
+    Operation,
+    OpType,
+    ReadUntil,
+    Relay,
+    SendFile,
+    Shutdown,
+    WriteV,
+    start,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+    from _typeshed import ReadableBuffer
+
+    from aiogaio.connection import Connection
+
+
+class StreamRequests(Checks):
+    """The calls of a watcher that concern streams."""
+
+    __slots__ = ()
+
+    def connect(
+        self,
+        sock: Connection | socket.socket,
+        address: Any,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request a connection to ``address`` (connect(2)); completes as ``CONNECT``.
+
+        ``op.error`` is the plain :exc:`OSError` of a failure, ``op.address`` the address. Requests
+        made after it on the same socket wait for it, and fail with its error.
+
+        :param address: as the socket's family has it, and numeric: ``("192.0.2.1", 80)``, a path.
+        :param timeout: seconds from the call. The system may go on trying: free the connection.
+        :raises ValueError: a host name (``loop.getaddrinfo`` looks it up), a port out of range, a
+            negative or NaN time, or both times.
+        :raises TypeError: an address of another form.
+        :raises UnsupportedConnectionError: ``sock`` is a listener, or as :meth:`Watcher.delegate`.
+        :raises WatcherClosedError: the watcher is closed.
+        """
+        due = self._due(timeout, deadline)
+        family = getattr(sock, "family", None)
+        if family is not None:
+            check_address(family, address)
+        connection = self._connection_of(sock, listening=False)
+        self._check_limits(connection._record)
+        joint = arm(Connect(), OpType.CONNECT, connection, context, None, due)
+        joint.address = address
+        joint.gates = gates_of(joint, connection)
+        self._submit_joint(joint, due)
+        return joint
+
+    def read_until(
+        self,
+        conn: Connection | socket.socket,
+        separator: bytes,
+        *,
+        limit: int = 65536,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request all bytes through the first ``separator``; completes as ``READ``.
+
+        ``op.data`` ends with the separator. Bytes behind it are kept, and come first in the next
+        read of any kind. If it ends with an error, nothing is taken: ``op.size`` is 0, and what
+        has come stays for the next read.
+
+        :param separator: at least one byte.
+        :param limit: bytes of ``op.data`` at most; over it the operation completes with
+            :exc:`LimitExceededError`. The connection keeps up to ``buffer_size`` bytes more.
+        :raises ValueError: an empty separator, or one longer than the limit.
+        :raises TypeError: the separator is not bytes.
+        :raises UnsupportedConnectionError: ``conn`` is no stream.
+
+        All else is as for :meth:`Watcher.read`.
+        """
+        if not isinstance(separator, bytes | bytearray | memoryview):
+            raise TypeError(f"the separator must be bytes, not {type(separator).__name__!r}")
+        separator = bytes(separator)
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit takes a number of bytes, not {type(limit).__name__!r}")
+        if not separator:
+            raise ValueError("the separator is empty: pass at least 1 byte")
+        if not len(separator) <= limit <= LARGEST:
+            raise ValueError(
+                f"limit must be from the separator's length, {len(separator)}, to {LARGEST}, "
+                f"but is {limit}"
+            )
+        due = self._due(timeout, deadline)
+        connection = self._stream_of(conn)
+        self._check_limits(connection._record)
+        operation = start(ReadUntil(), OpType.READ, connection, context)
+        operation.separator, operation.limit, operation.searched = separator, limit, 0
+        self._submit_read(connection._record, operation, due)
+        return operation
+
+    def writev(
+        self,
+        conn: Connection | socket.socket,
+        buffers: Iterable[ReadableBuffer],
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        silent: bool = False,
+    ) -> Operation | None:
+        """Request to send all of several buffers, one behind the other (sendmsg(2)).
+
+        They may be any number. ``op.size`` counts the bytes of all, ``op.buffer`` is the list of
+        them.
+
+        :raises EmptyBufferError: there is not one byte in them.
+        :raises TypeError: one is not bytes-like or not contiguous.
+
+        All else is as for :meth:`Watcher.write`.
+        """
+        due = self._due(timeout, deadline)
+        parts, lengths = _parts_of(buffers)
+        if not sum(lengths):
+            raise EmptyBufferError("the buffers are empty: pass at least 1 byte")
+        connection = self._connection_of(conn, listening=False)
+        self._check_limits(connection._record, sum(lengths))
+        operation = new_vector(WriteV(), connection, parts, lengths, context, silent)
+        self._submit_write(connection._record, operation, due)
+        return None if silent and operation.completed and operation.error is None else operation
+
+    def sendfile(
+        self,
+        conn: Connection | socket.socket,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request to send a part of a file (sendfile(2)); completes as ``WRITE``.
+
+        Where the system cannot send from it, the file is read and sent: then its position moves.
+        Reading may wait for the disk. The file stays open until the operation completes.
+
+        :param file: a file opened as binary; without a ``fileno()``, one that can seek.
+        :param offset: bytes from its beginning.
+        :param count: bytes to send; ``None`` for all until its end. A file that ends before it
+            completes the operation with :exc:`EndOfStreamError`.
+        :raises EmptyBufferError: ``count`` is 0.
+        :raises ValueError: a negative number, or a file opened as text.
+        :raises TypeError: not a number, or not a file.
+
+        All else is as for :meth:`Watcher.write`.
+        """
+        for name, number in (("offset", offset), ("count", count)):
+            if number is None and name == "count":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} takes a number of bytes, not {type(number).__name__!r}")
+            if number < 0:
+                raise ValueError(f"{name} must not be negative, but is {number}")
+        if count == 0:
+            raise EmptyBufferError("count is 0: send at least 1 byte")
+        mode = getattr(file, "mode", "b")
+        if isinstance(mode, str) and "b" not in mode:
+            raise ValueError("the file is opened as text: open it with mode 'rb'")
+        due = self._due(timeout, deadline)
+        copying = _has_no_descriptor(file)
+        connection = self._stream_of(conn)
+        self._check_limits(connection._record)
+        operation = start(SendFile(), OpType.WRITE, connection, context)
+        operation.file, operation.offset, operation.copying = file, offset, copying
+        operation.length = -1 if count is None else count
+        operation.silent, operation.skipped = False, 0
+        self._submit_write(connection._record, operation, due)
+        return operation
+
+    def shutdown(
+        self,
+        conn: Connection | socket.socket,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request to end the own side, behind the writes that are queued (shutdown(2), SHUT_WR).
+
+        Completes as ``SHUTDOWN``. The peer sees the end; its data can still be read. Parameters and
+        errors raised are those of :meth:`Watcher.write`.
+        """
+        due = self._due(timeout, deadline)
+        connection = self._connection_of(conn, listening=False)
+        self._check_limits(connection._record)
+        operation = start(Shutdown(), OpType.SHUTDOWN, connection, context)
+        self._submit_write(connection._record, operation, due)
+        return operation
+
+    def notify_hangup(
+        self,
+        conn: Connection | socket.socket,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request to be told when the peer has ended its side, or the connection is broken.
+
+        Completes as ``HANGUP``, with no read pending, and takes nothing: a read still gets what
+        has come before, and then the end or the error. With the loop poller it is seen once
+        earlier data has been read. Parameters and errors raised are those of :meth:`Watcher.read`.
+        """
+        due = self._due(timeout, deadline)
+        connection = self._stream_of(conn)
+        self._check_limits(connection._record)
+        operation = start(Operation(), OpType.HANGUP, connection, context)
+        self._submit_hangup(connection._record, operation, due)
+        return operation
+
+    def relay(
+        self,
+        a: Connection | socket.socket,
+        b: Connection | socket.socket,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Operation:
+        """Request to send what comes on each of two streams to the other, until both have ended.
+
+        Completes as ``RELAY`` with the bytes of both directions in ``op.sizes``, ``op.conn`` is
+        ``a``. An end is passed on as an end, an error of either ends the whole. Nothing is taken
+        that the other side does not take: memory stays flat. It is made by splice(2) where that
+        works, else through one buffer for all relays of the watcher. Other requests on the two
+        wait until it is done.
+
+        :param timeout: seconds that may pass without a byte in either direction.
+        :param deadline: a time of ``loop.time()`` at which it ends. If it is cut, bytes on their
+            way are lost: ``op.sizes`` counts those sent. Free both.
+        :raises ValueError: ``a`` is ``b``, a negative or NaN time, or both times.
+        :raises UnsupportedConnectionError: one of them is no stream, or as
+            :meth:`Watcher.delegate`.
+        """
+        due = self._due(timeout, deadline)
+        if a is b:
+            raise ValueError("a relay needs two connections")
+        first = self._stream_of(a)
+        second = self._stream_of(b)
+        if first is second:
+            raise ValueError("a relay needs two connections")
+        self._check_limits(first._record)
+        self._check_limits(second._record)
+        if self._pipes is None:
+            self._pipes = Pipes()
+        relay = arm(Relay(), OpType.RELAY, first, context, timeout, due)
+        relay.sizes = (0, 0)
+        relay.ways = (
+            Way(first._record, second._record, self._pipes),
+            Way(second._record, first._record, self._pipes),
+        )
+        relay.gates = gates_of(relay, first, second)
+        self._submit_joint(relay, due)
+        return relay
+
+    def adopt(
+        self,
+        transport: asyncio.BaseTransport | asyncio.StreamWriter,
+        reader: asyncio.StreamReader | None = None,
+    ) -> Connection:
+        """Take a connection over from an asyncio transport, or from asyncio streams.
+
+        For after a handshake that was made there. What asyncio has read already and ``reader``
+        still holds comes first in the next read. The transport is closed, the connection is not;
+        its protocol's ``connection_lost`` is called.
+
+        :param transport: a transport, or a stream's writer.
+        :param reader: the reader that belongs to the writer.
+        :raises UnsupportedConnectionError: TLS, a transport that is closing, that has no socket,
+            or that has not sent all of what was written to it.
+        :raises TypeError: a writer without its reader, or no transport.
+        :raises WatcherClosedError: the watcher is closed.
+        """
+        self._check_open()
+        sock, received, let_go = take_from(transport, reader)
+        try:
+            connection = self._connection_of(sock)
+        except BaseException:
+            sock.close()
+            raise
+        let_go()
+        if received:
+            connection._record.keep(received)
+        return connection
+
+    def _stream_of(self, conn: object) -> Connection:
+        kind = getattr(conn, "type", None)  # before a socket is delegated for nothing
+        if isinstance(kind, int) and kind != socket.SOCK_STREAM:
+            raise UnsupportedConnectionError(f"{conn!r} is no stream")
+        return self._connection_of(conn, listening=False)
+
+
+def _parts_of(buffers: Iterable[ReadableBuffer]) -> tuple[list[ReadableBuffer], list[int]]:
+    if isinstance(buffers, bytes | bytearray | memoryview | str):
+        raise TypeError("pass a list of buffers; write() takes one")
+    parts = list(buffers)
+    return parts, [length_of(part, may_be_empty=True) for part in parts]
+
+
+def _has_no_descriptor(file: Any) -> bool:
+    """Whether a file has to be read; raises if it cannot be."""
+    try:
+        file.fileno()
+    except (AttributeError, OSError):
+        if not callable(getattr(file, "read", None)) or not callable(getattr(file, "seek", None)):
+            raise TypeError(f"not a file: {file!r}") from None
+        return True
+    return False
