@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Any
+from typing import Any, Final
+
+_LONGEST_PATH: Final = 108  # unix(7)
 
 
 def check_address(family: int, address: Any) -> Any:
@@ -18,6 +21,8 @@ def check_address(family: int, address: Any) -> Any:
         return _check_internet(family, address, (2, 4), "(host, port[, flowinfo[, scope_id]])")
     if family == getattr(socket, "AF_UNIX", None) and not isinstance(address, str | bytes):
         raise TypeError(f"the address of a Unix socket is a path, not {address!r}")
+    if isinstance(address, str | bytes) and len(os.fsencode(address)) > _LONGEST_PATH:
+        raise ValueError(f"the path of a Unix socket has at most {_LONGEST_PATH} bytes")
     return address
 
 
@@ -32,12 +37,13 @@ def _check_internet(family: int, address: Any, lengths: tuple[int, int], form: s
         raise TypeError(f"the port must be an int, not {port!r}")
     if not 0 <= port <= 0xFFFF:
         raise ValueError(f"the port must be from 0 to 65535, not {port}")
-    if any(not 0 <= number < 1 << 32 for number in others):
-        raise ValueError(f"flowinfo and scope_id must be of 32 bits: {address!r}")
+    for number, bits, name in zip(others, (20, 32), ("flowinfo", "scope_id"), strict=False):
+        if not 0 <= number < 1 << bits:
+            raise ValueError(f"{name} must be a number of {bits} bits, not {number}")
     if not host or (family == socket.AF_INET and host == "<broadcast>"):
         return address  # as the socket module has it
     try:
-        socket.inet_pton(family, host.partition("%")[0])
+        socket.inet_pton(family, host.partition("%")[0] if family == socket.AF_INET6 else host)
     except (OSError, ValueError):
         raise ValueError(
             f"{host!r} is not a numeric address of this socket's family: look names up first, "

@@ -6,12 +6,14 @@ no misuse: it arrives as a result.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiogaio.attempts.messages import new_message
+from aiogaio.attempts.vectors import IOV_MAX
 from aiogaio.connection import Connection
 from aiogaio.delegation import check_supported, give_back, is_listening, spend, take_over
 from aiogaio.descriptor import duplicate
@@ -31,11 +33,14 @@ from aiogaio.operation import (
     ReadInto,
     Write,
     WriteV,
+    octets_of,
     start,
 )
 from aiogaio.proactor import Proactor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from aiogaio.connection import Record
@@ -92,8 +97,8 @@ class Checks(Proactor):
                 "a multishot read brings its own bytes for each arrival: pass no buffer"
             )
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record)
         if buffer is not None:
             return _new_into(ReadInto(), connection, buffer, length, context), due
         if connection._record.type != socket.SOCK_STREAM:  # say who sent it, and if it was cut
@@ -114,8 +119,8 @@ class Checks(Proactor):
     ) -> tuple[Operation, float | None]:
         length = room_of(buffer)
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record)
         return _new_into(ReadFull(), connection, buffer, length, context), due
 
     def _make_write(
@@ -129,8 +134,8 @@ class Checks(Proactor):
     ) -> tuple[Write, float | None]:
         length = length_of(data)
         due = self._due(timeout, deadline)
+        self._check_limits(conn, length)
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record, length)
         return new_write(connection, data, length, context, silent), due
 
     def _make_accept(
@@ -142,8 +147,8 @@ class Checks(Proactor):
         multishot: bool,
     ) -> tuple[Operation, float | None]:
         due = self._due(timeout, deadline)
+        self._check_limits(listener)
         connection = self._connection_of(listener, listening=True)
-        self._check_limits(connection._record)
         if not multishot:
             return start(Accept(), OpType.ACCEPT, connection, context), due
         return arm(Armed(), OpType.ACCEPT, connection, context, timeout, due), due
@@ -162,8 +167,8 @@ class Checks(Proactor):
         if not 0 <= ancillary_size <= LARGEST:
             raise ValueError(f"ancillary_size must be from 0 to {LARGEST}, not {ancillary_size}")
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record)
         if multishot:
             return _new_armed_message(connection, ancillary_size, context, timeout, due), due
         return new_message(connection, context, ancillary_size), due
@@ -206,14 +211,24 @@ class Checks(Proactor):
             self._close()
             raise WatcherClosedError("the watcher's event loop is closed, and so is the watcher")
 
-    def _check_limits(self, record: Record, count: int = 0) -> None:
+    def _check_limits(self, conn: object, count: int = 0) -> None:
         """Raise :exc:`QueueFullError` if a request of ``count`` bytes is one too many."""
         limits = self._limits
         if limits is None:
             return
+        connection = self._delegated(conn)
+        requests, queued = 0, 0
+        if connection is not None:
+            record = connection._record
+            posted = self._posted.get(record, (0, 0))
+            requests = record.pending + posted[0]
+            if limits.pending is not None and requests >= limits.pending:
+                requests = self._pending(record) + posted[0]  # exactly, which takes its time
+            queued = record.queued_bytes + posted[1]
         pending = self._submitted - self._collected - len(self._ready) + self._shots - self._silent
-        limits.check_pending(self._pending(record), pending + len(self._inbox))
-        limits.check_bytes(count, record.queued_bytes, self._queued_bytes)
+        limits.check_pending(requests, pending + len(self._inbox))
+        in_all = self._queued_bytes + sum(size for _, size in self._posted.values())
+        limits.check_bytes(count, queued, in_all)
 
     def _delegated(self, conn: object) -> Connection | None:
         """The connection that ``conn`` is, or stands for since it was delegated here."""
@@ -230,7 +245,7 @@ class Checks(Proactor):
         if self._inbox.closed:  # since the caller looked
             raise WatcherClosedError("the watcher is closed: make another one")
         sock = check_supported(conn)
-        self._check_no_transport(sock)
+        self._check_no_transport(sock.fileno())
         if self._serves(sock.fileno()):
             raise UnsupportedConnectionError(
                 f"descriptor {sock.fileno()} is delegated already, by way of another socket "
@@ -251,7 +266,7 @@ class Checks(Proactor):
     def _delegate_descriptor(self, source: object) -> Connection:
         """Serve a duplicate of a descriptor that stays the caller's."""
         self._check_open()
-        found = duplicate(source, self._serves)
+        found = duplicate(source, self._check_descriptor)
         if isinstance(found, socket.socket):
             try:
                 return self._connection_of(found)
@@ -266,18 +281,29 @@ class Checks(Proactor):
             raise
         return self._opened(found)
 
+    def _check_descriptor(self, number: int, *, is_socket: bool) -> None:
+        """Raise :exc:`UnsupportedConnectionError` if the descriptor has an owner already."""
+        if self._serves(number):
+            raise UnsupportedConnectionError(
+                f"descriptor {number} is delegated already: use its Connection"
+            )
+        # Where the check would take away a reader of the caller's (uvloop), it is left out for
+        # what stays the caller's.
+        if is_socket or hasattr(self._loop, "_ensure_fd_no_transport"):
+            self._check_no_transport(number)
+
     def _opened(self, record: Record) -> Connection:
         connection = Connection(self, record)  # type: ignore[arg-type]  # each is a Watcher
         if self._instrument is not None:
             self._instrument.connection_opened(connection)
         return connection
 
-    def _check_no_transport(self, sock: socket.socket) -> None:
+    def _check_no_transport(self, number: int) -> None:
         """Raise :exc:`UnsupportedConnectionError` if an asyncio transport owns the descriptor."""
         # Stock asyncio has a check without side effects; uvloop makes it in remove_reader.
         check = getattr(self._loop, "_ensure_fd_no_transport", self._loop.remove_reader)
         try:
-            check(sock.fileno())
+            check(number)
         except RuntimeError as error:
             raise UnsupportedConnectionError(
                 f"{error}, which goes on reading it: pass a socket that no transport owns"
@@ -302,6 +328,16 @@ def new_write(
     return operation
 
 
+def parts_of(buffers: Iterable[ReadableBuffer]) -> tuple[list[ReadableBuffer], list[int]]:
+    """Buffers and their lengths in bytes, which may be 0; raises if they are no buffers."""
+    if isinstance(buffers, bytes | bytearray | memoryview | str):
+        raise TypeError("pass a list of buffers; write() takes one")
+    parts = list(buffers)
+    return parts, [
+        len(part) if type(part) is bytes else length_of(part, may_be_empty=True) for part in parts
+    ]
+
+
 def new_vector(
     operation: _Vector,
     conn: Connection,
@@ -311,6 +347,11 @@ def new_vector(
     silent: bool,
 ) -> _Vector:
     """A write of several buffers that has still to be sent."""
+    if len(parts) > IOV_MAX and conn._record.type != socket.SOCK_STREAM:  # a message goes whole
+        with contextlib.ExitStack() as stack:
+            views = [stack.enter_context(octets_of(part)) for part in parts]
+            parts = [b"".join(views)]
+        lengths = [sum(lengths)]
     start(operation, OpType.WRITE, conn, context)
     operation.buffer = operation.parts = parts  # type: ignore[assignment]
     operation.lengths, operation.length = lengths, sum(lengths)

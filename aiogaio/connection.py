@@ -17,6 +17,8 @@ import warnings
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from _typeshed import ReadableBuffer
 
     from aiogaio.operation import Operation
@@ -127,6 +129,12 @@ class Record(_socket.socket):
             and self.proto in (0, socket.IPPROTO_TCP)
         )
 
+    @property
+    def pending(self) -> int:
+        """How much stands in the queues."""
+        first = (self.reads is not None) + (self.writes is not None)
+        return self.behind + first + len(self.hangups or ())
+
     def latch(self, error: OSError) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.
 
@@ -208,6 +216,19 @@ class Record(_socket.socket):
         if self.reads_tail is self.reads:
             self.reads_tail = None
         self.behind -= _unlink(operation)
+
+    def remove_first_writes(self, operations: Sequence[Operation]) -> None:
+        """Take the first writes out of their queue, all of these, in their order."""
+        following = operations[-1]._next
+        self.writes = following
+        if following is None:
+            self.writes_tail = None
+            self.behind -= len(operations) - 1
+        else:
+            following._previous = None
+            self.behind -= len(operations)
+            if self.writes_tail is following:
+                self.writes_tail = None
 
     def remove_write(self, operation: Operation) -> None:
         """Take a write out of its queue, wherever it stands."""

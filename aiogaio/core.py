@@ -82,6 +82,7 @@ class Core:
         "_most_events",
         "_pipes",
         "_poller",
+        "_posted",
         "_queued_bytes",
         "_read_limit",
         "_ready",
@@ -145,6 +146,8 @@ class Core:
         # Torn writes whose results have not been handed over.
         self._torn: list[tuple[Operation, Record]] = []
         self._inbox = Inbox(loop)
+        # Requests in it, and their bytes, if there are limits.
+        self._posted: dict[Record, tuple[int, int]] = {}
 
         self._submitted = self._collected = self._shots = 0
         self._silent = self._silent_at_once = 0  # silent writes that delivered nothing
@@ -182,6 +185,10 @@ class Core:
 
     def _expire(self, operation: Operation) -> None:
         """Complete an operation whose time is over."""
+        raise NotImplementedError
+
+    def _withdraw(self, operation: Operation, error: Exception) -> None:
+        """Complete a pending operation, wherever it stands in its queue."""
         raise NotImplementedError
 
     def _register(self, record: Record) -> None:
@@ -272,6 +279,29 @@ class Core:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
         self._inbox.post(action, self._on_inbox)
         self._direct = False
+
+    def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
+        """Post a request of ``count`` bytes, so that it is counted."""
+        if self._limits is None:
+            self._post(enter)
+            return
+
+        def enter_counted() -> None:
+            with self._inbox.lock:
+                self._count_posted(record, -1, -count)
+            enter()
+
+        with self._inbox.lock:
+            self._post(enter_counted)
+            self._count_posted(record, 1, count)
+
+    def _count_posted(self, record: Record, requests: int, count: int) -> None:
+        before = self._posted.get(record, (0, 0))
+        after = before[0] + requests, before[1] + count
+        if after[0]:
+            self._posted[record] = after
+        else:
+            self._posted.pop(record, None)
 
     def _post_quietly(self, action: Callable[[], object]) -> None:
         """Post what the watcher's close makes unnecessary."""

@@ -61,26 +61,23 @@ class FileRecord(Record):
         return os.writev(self.fileno(), list(buffers))
 
 
-def duplicate(source: object, serves: Callable[[int], bool]) -> FileRecord | socket.socket:
+def duplicate(source: object, check: Callable[..., None]) -> FileRecord | socket.socket:
     """A duplicate of what ``source``, a number or an object with ``fileno()``, stands for.
 
     A record, or if it is a socket, a socket object. ``source`` stays its owner's.
 
-    :raises UnsupportedConnectionError: not an open descriptor, one that is the watcher's already
-        (``serves``), or one that cannot be waited for: plain files and directories are always
-        ready.
+    :param check: called with the number and ``is_socket``; raises if it has an owner.
+    :raises UnsupportedConnectionError: not an open descriptor, or one that cannot be waited for:
+        plain files and directories are always ready.
     """
     number = _number_of(source)
     try:
         mode = os.fstat(number).st_mode
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UnsupportedConnectionError(
-            f"cannot delegate descriptor {number} ({error.strerror}): pass an open one"
+            f"cannot delegate descriptor {number} ({error}): pass an open one"
         ) from None
-    if serves(number):
-        raise UnsupportedConnectionError(
-            f"descriptor {number} is delegated already: use its Connection"
-        )
+    check(number, is_socket=stat.S_ISSOCK(mode))
     if stat.S_ISSOCK(mode):
         return socket.socket(fileno=os.dup(number))
     if not _can_be_awaited(number):

@@ -6,12 +6,15 @@ and what stands behind a gate waits, without knowing what for, until the gate is
 
 from __future__ import annotations
 
+import os
+import socket
+from collections import deque
 from typing import TYPE_CHECKING
 
 from aiogaio import attempts
 from aiogaio.core import SEND_REST, again, chain
 from aiogaio.errors import DeadlineExceededError
-from aiogaio.operation import Connect, Gate, Joint, Relay, start
+from aiogaio.operation import Connect, Gate, Joint, Operation, Relay, start
 from aiogaio.writes import Writes, behind_torn
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ class Joints(Writes):
     def _submit_joint(self, joint: Joint, due: float | None) -> None:
         """From the loop's thread: behind what is in the inbox."""
         if self._busy or self._inbox.waiting:
-            self._post(lambda: self._enter_joint(joint, due))
+            self._post_request(joint.conn._record, lambda: self._enter_joint(joint, due))
         else:
             self._direct = self._fast
             self._enter_joint(joint, due)
@@ -60,7 +63,13 @@ class Joints(Writes):
 
     def _advance_joint(self, joint: Joint) -> None:
         """Carry it on, if all its gates are the first of their queues."""
-        if joint.completed or not all(map(_is_first, joint.gates)):
+        if joint.completed:
+            return
+        first = [gate for gate in joint.gates if _is_first(gate)]
+        begins = len(first) == len(joint.gates)
+        for gate in first:  # until it begins no event is of use, and would come again and again
+            _pause(gate, paused=not begins)
+        if not begins:
             return
         try:
             if isinstance(joint, Relay):
@@ -79,22 +88,40 @@ class Joints(Writes):
             self._account(joint)
             for way in joint.ways:
                 way.close()
-        failed = error is not None and isinstance(joint, Connect)
-        behind = [(gate, chain(gate._next)) for gate in joint.gates]
+        behind = [deque(chain(gate._next)) for gate in joint.gates]
         for gate in joint.gates:
             _take_away(gate)
         self._finish(joint, error)
-        for gate, operations in behind:
-            record = gate.conn._record
-            for operation in operations if failed and error is not None else ():
-                if operation.completed:
-                    continue
-                if gate.for_reads:
-                    record.remove_read(operation)
-                    self._drop(operation, again(error))  # type: ignore[arg-type]
-                else:
-                    self._withdraw_write(record, operation, again(error))  # type: ignore[arg-type]
+        if error is not None and isinstance(joint, Connect):
+            self._fail_behind(joint.conn._record, behind, error)
+        for record in {id(gate.conn): gate.conn._record for gate in joint.gates}.values():
             self._go_on(record)
+            if record.hangups is not None and record.open:
+                self._look_for_hangup(record)
+
+    def _fail_behind(
+        self, record: Record, queues: list[deque[Operation]], error: Exception
+    ) -> None:
+        """Complete what stands behind a connect that failed, each queue in its order."""
+        while any(queues):
+            for queue in queues:
+                while queue and not isinstance(queue[0], Gate):
+                    operation = queue.popleft()
+                    if not operation.completed:
+                        self._withdraw(operation, again(error))
+            joints = [queue[0].joint for queue in queues if queue and isinstance(queue[0], Gate)]
+            if not joints:
+                break
+            joint = joints[0]
+            for gate in joint.gates:
+                _take_away(gate)
+            if not joint.completed:
+                self._finish(joint, again(error))
+            for queue in queues:
+                if queue and isinstance(queue[0], Gate) and queue[0].joint is joint:
+                    queue.popleft()
+        if record.hangups is not None:
+            self._finish_hangups(record, error)
 
     def _go_on(self, record: Record) -> None:
         """What stands in the queues now has not been attempted."""
@@ -123,7 +150,8 @@ class Joints(Writes):
     def _connected(self, record: Record) -> None:
         # Before it was connected there were events of a hang-up: they do not count, unless there
         # is one already.
-        record.short_is_empty = record.is_tcp and not attempts.hung_up(record)
+        record.short_is_empty = record.is_tcp and not attempts.is_uncertain(record)
+        record.latched = None  # of an attempt before this one
 
     # --- Relay ---------------------------------------------------------------------------------
 
@@ -146,6 +174,14 @@ class Joints(Writes):
                 self._watch_reads(way.source)
             if way.sends and not way.target.writable and not way.target.write_watched:
                 self._watch_writes(way.target)
+
+    def _break(self, relay: Relay, record: Record) -> None:
+        """One of the two is broken: nobody reads it at the moment, but it is the end of both."""
+        number = record.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            error = OSError(number, os.strerror(number))
+            record.latch(error)
+            self._end_joint(relay, error)
 
     def _account(self, relay: Relay) -> None:
         """Write down how much has been moved."""
@@ -173,11 +209,19 @@ def _is_first(gate: Gate) -> bool:
     return (record.reads if gate.for_reads else record.writes) is gate
 
 
+def _pause(gate: Gate, *, paused: bool) -> None:
+    record = gate.conn._record
+    if gate.for_reads:
+        record.read_paused = paused
+    else:
+        record.write_paused = paused
+
+
 def _take_away(gate: Gate) -> None:
     record = gate.conn._record
     if gate.for_reads:
         record.remove_read(gate)
     else:
         if record.writes is gate:
-            record.write_paused = False
+            _pause(gate, paused=False)
         record.remove_write(gate)

@@ -6,9 +6,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from aiogaio.addresses import check_address
-from aiogaio.attempts.vectors import IOV_MAX
-from aiogaio.checks import length_of, new_vector
-from aiogaio.errors import EmptyBufferError
+from aiogaio.checks import new_vector, parts_of
+from aiogaio.descriptor import FileRecord
+from aiogaio.errors import EmptyBufferError, UnsupportedConnectionError
 from aiogaio.operation import Operation, SendMessage
 from aiogaio.streams import StreamRequests
 
@@ -123,19 +123,19 @@ class MessageRequests(StreamRequests):
         All else is as for :meth:`sendto`.
         """
         due = self._due(timeout, deadline)
-        parts = list(buffers)
-        lengths = [length_of(part, may_be_empty=True) for part in parts]
-        if len(parts) > IOV_MAX:  # which the system does not take, and a message goes whole
-            whole = b"".join(memoryview(part).cast("B") for part in parts)
-            parts, lengths = [whole], [len(whole)]
+        parts, lengths = parts_of(buffers)
         items = [_item(one) for one in ancillary]
         if address is not None and (family := getattr(sock, "family", None)) is not None:
             check_address(family, address)
         kind = getattr(sock, "type", None)
         if kind == socket.SOCK_STREAM and not sum(lengths):
             raise EmptyBufferError("the buffers are empty: a stream needs at least 1 byte")
+        self._check_limits(sock, sum(lengths))
         connection = self._connection_of(sock, listening=False)
-        self._check_limits(connection._record, sum(lengths))
+        if isinstance(connection._record, FileRecord) and (items or address is not None):
+            raise UnsupportedConnectionError(
+                f"{connection!r} is no socket: use write() or writev()"
+            )
         operation = new_vector(SendMessage(), connection, parts, lengths, context, silent)
         operation.ancillary, operation.address = items, address
         self._submit_write(connection._record, operation, due)
@@ -152,4 +152,6 @@ def _item(item: Any) -> tuple[int, int, bytes]:
         ) from None
     if not isinstance(level, int) or not isinstance(kind, int):
         raise TypeError(f"the level and type of ancillary data are ints, not {item!r}")
+    if not all(-(1 << 31) <= number < 1 << 31 for number in (level, kind)):
+        raise ValueError(f"the level and type of ancillary data have 32 bits: {item!r}")
     return level, kind, copy

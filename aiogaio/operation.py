@@ -56,7 +56,7 @@ class Operation:
     - ``address``: its peer's address, the sender's of a datagram, the one to connect or send to,
       in the form of its family; else ``None``.
     - ``truncated``: true if a datagram, or its ancillary data, was longer than the room for it.
-    - ``flags``, ``ancillary``: what recvmsg(2) says beside the data; 0 and ``[]`` else.
+    - ``flags``, ``ancillary``: what recvmsg(2) says beside the data; 0 and ``()`` else.
     - ``sizes``: of a relay, the bytes that went from its first connection to the second, and back.
     """
 

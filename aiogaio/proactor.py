@@ -40,11 +40,12 @@ from aiogaio.operation import (
     Joint,
     Operation,
     OpType,
+    Relay,
     Shutdown,
     Write,
 )
 from aiogaio.pollers import open_poller
-from aiogaio.pollers.base import FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
+from aiogaio.pollers.base import ERROR, FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
 from aiogaio.writes import AT_ONCE
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ class Proactor(Joints):
                     record.short_is_empty = False
                     if record.hangups is not None:
                         self._look_for_hangup(record)
+                    if bits & ERROR and type(record.writes) is Gate:
+                        joint = record.writes.joint
+                        if isinstance(joint, Relay) and not joint.completed:
+                            self._break(joint, record)
                 if bits & FOR_READS:
                     record.readable = True
                     operation = record.reads

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from aiogaio import attempts
 from aiogaio.connection import Connection
-from aiogaio.core import Core, again
+from aiogaio.core import Core, again, chain
 from aiogaio.delegation import take_accepted
-from aiogaio.errors import DeadlineExceededError
 from aiogaio.operation import (
     Accept,
     Armed,
     ArmedMessage,
+    Connect,
     Gate,
     Message,
     Operation,
@@ -39,7 +39,7 @@ class Reads(Core):
     def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
         """A read or an accept from the loop's thread: behind what is in the inbox."""
         if self._busy or self._inbox.waiting:
-            self._post(lambda: self._enter_read(record, operation, due))
+            self._post_request(record, lambda: self._enter_read(record, operation, due))
         else:
             self._direct = self._fast
             self._enter_read(record, operation, due)
@@ -110,6 +110,8 @@ class Reads(Core):
                 return
         if record.read_paused:
             return
+        if type(record.reads) is Gate:
+            record.readable = True
         if record.readable:
             self._put_off(record)
         elif not record.read_watched:
@@ -219,6 +221,7 @@ class Reads(Core):
             while (operation := record.reads) is not None:
                 record.remove_read(operation)
                 self._drop(operation, again(error))
+            self._finish_hangups(record, error)
             self._signal.wake()
 
     # --- Hang-ups, which wait in no queue ------------------------------------------------------
@@ -226,7 +229,7 @@ class Reads(Core):
     def _submit_hangup(self, record: Record, operation: Operation, due: float | None) -> None:
         """A request to be told when the peer hangs up, from the loop's thread."""
         if self._busy or self._inbox.waiting:
-            self._post(lambda: self._enter_hangup(record, operation, due))
+            self._post_request(record, lambda: self._enter_hangup(record, operation, due))
         else:
             self._direct = self._fast
             self._enter_hangup(record, operation, due)
@@ -237,28 +240,36 @@ class Reads(Core):
             self._instrument.submitted(operation)
         if not self._admit(record, operation):
             return
-        if attempts.hung_up(record):
-            self._finish(operation)
-        elif due is not None and due <= self._loop.time():
-            self._finish(operation, DeadlineExceededError("the operation's deadline has passed"))
-        else:
-            record.hangups = [*(record.hangups or ()), operation]
+        record.hangups = [*(record.hangups or ()), operation]
+        self._look_for_hangup(record)
+        if not operation.completed:
             record.plan()
-            if due is not None:
+            if due is not None and due <= self._loop.time():
+                self._expire(operation)
+            elif due is not None:
                 self._add_deadline(operation, due)
-            if not record.read_watched:
+            if not record.read_watched and record.hangups is not None:
                 self._watch_reads(record)
         self._settle()
 
     def _look_for_hangup(self, record: Record) -> None:
         """Something has happened to the connection: see if it is what these requests wait for."""
-        if attempts.hung_up(record):
-            waiting, record.hangups = record.hangups or (), None
-            record.plan()
-            for operation in waiting:
-                self._finish(operation)
-            self._settle()
+        if not _is_connecting(record) and attempts.hung_up(record):
+            self._finish_hangups(record, None)
+
+    def _finish_hangups(self, record: Record, error: Exception | None) -> None:
+        waiting, record.hangups = record.hangups or (), None
+        record.plan()
+        for operation in waiting:
+            self._finish(operation, None if error is None else again(error))
+        self._settle()
 
     def _remove_hangup(self, record: Record, operation: Operation) -> None:
         record.hangups = [one for one in record.hangups or () if one is not operation] or None
         record.plan()
+
+
+def _is_connecting(record: Record) -> bool:
+    """Whether a connect is pending: until it is done, there is no peer to hang up."""
+    gates = [one for one in chain(record.reads) if isinstance(one, Gate)]
+    return any(isinstance(gate.joint, Connect) for gate in gates)

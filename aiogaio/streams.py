@@ -6,9 +6,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from aiogaio.addresses import check_address
-from aiogaio.adoption import take_from
+from aiogaio.adoption import drained, socket_of, transport_of
 from aiogaio.attempts.splices import Pipes, Way
-from aiogaio.checks import LARGEST, Checks, arm, length_of, new_vector
+from aiogaio.checks import LARGEST, Checks, arm, check_listening, new_vector, parts_of
+from aiogaio.delegation import check_supported, is_listening
 from aiogaio.errors import EmptyBufferError, UnsupportedConnectionError
 from aiogaio.joints import gates_of
 from aiogaio.operation import (
@@ -63,8 +64,8 @@ class StreamRequests(Checks):
         family = getattr(sock, "family", None)
         if family is not None:
             check_address(family, address)
+        self._check_limits(sock)
         connection = self._connection_of(sock, listening=False)
-        self._check_limits(connection._record)
         joint = arm(Connect(), OpType.CONNECT, connection, context, None, due)
         joint.address = address
         joint.gates = gates_of(joint, connection)
@@ -109,8 +110,8 @@ class StreamRequests(Checks):
                 f"but is {limit}"
             )
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._stream_of(conn)
-        self._check_limits(connection._record)
         operation = start(ReadUntil(), OpType.READ, connection, context)
         operation.separator, operation.limit, operation.searched = separator, limit, 0
         self._submit_read(connection._record, operation, due)
@@ -137,11 +138,11 @@ class StreamRequests(Checks):
         All else is as for :meth:`Watcher.write`.
         """
         due = self._due(timeout, deadline)
-        parts, lengths = _parts_of(buffers)
+        parts, lengths = parts_of(buffers)
         if not sum(lengths):
             raise EmptyBufferError("the buffers are empty: pass at least 1 byte")
+        self._check_limits(conn, sum(lengths))
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record, sum(lengths))
         operation = new_vector(WriteV(), connection, parts, lengths, context, silent)
         self._submit_write(connection._record, operation, due)
         return None if silent and operation.completed and operation.error is None else operation
@@ -186,8 +187,8 @@ class StreamRequests(Checks):
             raise ValueError("the file is opened as text: open it with mode 'rb'")
         due = self._due(timeout, deadline)
         copying = _has_no_descriptor(file)
+        self._check_limits(conn)
         connection = self._stream_of(conn)
-        self._check_limits(connection._record)
         operation = start(SendFile(), OpType.WRITE, connection, context)
         operation.file, operation.offset, operation.copying = file, offset, copying
         operation.length = -1 if count is None else count
@@ -209,8 +210,8 @@ class StreamRequests(Checks):
         errors raised are those of :meth:`Watcher.write`.
         """
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._connection_of(conn, listening=False)
-        self._check_limits(connection._record)
         operation = start(Shutdown(), OpType.SHUTDOWN, connection, context)
         self._submit_write(connection._record, operation, due)
         return operation
@@ -230,8 +231,8 @@ class StreamRequests(Checks):
         earlier data has been read. Parameters and errors raised are those of :meth:`Watcher.read`.
         """
         due = self._due(timeout, deadline)
+        self._check_limits(conn)
         connection = self._stream_of(conn)
-        self._check_limits(connection._record)
         operation = start(Operation(), OpType.HANGUP, connection, context)
         self._submit_hangup(connection._record, operation, due)
         return operation
@@ -263,12 +264,13 @@ class StreamRequests(Checks):
         due = self._due(timeout, deadline)
         if a is b:
             raise ValueError("a relay needs two connections")
-        first = self._stream_of(a)
-        second = self._stream_of(b)
-        if first is second:
+        for one in (a, b):  # before either is delegated
+            self._check_stream(one)
+            self._check_limits(one)
+        known = self._delegated(a)
+        if known is not None and known is self._delegated(b):
             raise ValueError("a relay needs two connections")
-        self._check_limits(first._record)
-        self._check_limits(second._record)
+        first, second = self._connection_of(a), self._connection_of(b)
         if self._pipes is None:
             self._pipes = Pipes()
         relay = arm(Relay(), OpType.RELAY, first, context, timeout, due)
@@ -283,7 +285,7 @@ class StreamRequests(Checks):
 
     def adopt(
         self,
-        transport: asyncio.BaseTransport | asyncio.StreamWriter,
+        transport: Any,
         reader: asyncio.StreamReader | None = None,
     ) -> Connection:
         """Take a connection over from an asyncio transport, or from asyncio streams.
@@ -292,7 +294,7 @@ class StreamRequests(Checks):
         still holds comes first in the next read. The transport is closed, the connection is not;
         its protocol's ``connection_lost`` is called.
 
-        :param transport: a transport, or a stream's writer.
+        :param transport: an ``asyncio.Transport``, or a stream's ``asyncio.StreamWriter``.
         :param reader: the reader that belongs to the writer.
         :raises UnsupportedConnectionError: TLS, a transport that is closing, that has no socket,
             or that has not sent all of what was written to it.
@@ -300,29 +302,41 @@ class StreamRequests(Checks):
         :raises WatcherClosedError: the watcher is closed.
         """
         self._check_open()
-        sock, received, let_go = take_from(transport, reader)
+        transport = transport_of(transport, reader)
+        sock = socket_of(transport)
         try:
             connection = self._connection_of(sock)
         except BaseException:
             sock.close()
             raise
-        let_go()
+        try:
+            received = drained(reader)
+        except BaseException:
+            connection.close()
+            raise
+        transport.pause_reading()  # whose loop has had no time to read on
+        transport.close()
         if received:
             connection._record.keep(received)
         return connection
 
-    def _stream_of(self, conn: object) -> Connection:
-        kind = getattr(conn, "type", None)  # before a socket is delegated for nothing
-        if isinstance(kind, int) and kind != socket.SOCK_STREAM:
-            raise UnsupportedConnectionError(f"{conn!r} is no stream")
+    def _stream_of(self, conn: Connection | socket.socket) -> Connection:
+        self._check_stream(conn)
         return self._connection_of(conn, listening=False)
 
-
-def _parts_of(buffers: Iterable[ReadableBuffer]) -> tuple[list[ReadableBuffer], list[int]]:
-    if isinstance(buffers, bytes | bytearray | memoryview | str):
-        raise TypeError("pass a list of buffers; write() takes one")
-    parts = list(buffers)
-    return parts, [length_of(part, may_be_empty=True) for part in parts]
+    def _check_stream(self, conn: Connection | socket.socket) -> None:
+        """Raise :exc:`UnsupportedConnectionError` if it is none; nothing is delegated here."""
+        self._check_open()
+        connection = self._delegated(conn)
+        if connection is not None:
+            kind, listening = connection._record.type, connection._record.listening
+        else:
+            sock = check_supported(conn)
+            self._check_no_transport(sock.fileno())
+            kind, listening = sock.type, is_listening(sock)
+        check_listening(conn, listening, wanted=False)
+        if kind != socket.SOCK_STREAM:
+            raise UnsupportedConnectionError(f"{conn!r} is no stream: use read() and write()")
 
 
 def _has_no_descriptor(file: Any) -> bool:

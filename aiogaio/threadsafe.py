@@ -44,8 +44,14 @@ class ThreadSafe:
     ) -> Operation:
         """As :meth:`aiogaio.Watcher.read`."""
         watcher = self._watcher
-        operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
-        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
+        with watcher._inbox.lock:
+            operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
+            record = operation.conn._record
+            watcher._post_request(
+                record,
+                lambda: watcher._enter_read(record, operation, due),
+                0,
+            )
         return operation
 
     def read_full(
@@ -59,8 +65,14 @@ class ThreadSafe:
     ) -> Operation:
         """As :meth:`aiogaio.Watcher.read_full`."""
         watcher = self._watcher
-        operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
-        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
+        with watcher._inbox.lock:
+            operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
+            record = operation.conn._record
+            watcher._post_request(
+                record,
+                lambda: watcher._enter_read(record, operation, due),
+                0,
+            )
         return operation
 
     def write(
@@ -82,8 +94,14 @@ class ThreadSafe:
         if silent:
             with memoryview(data) as view:
                 data = view.tobytes()
-        operation, due = watcher._make_write(conn, data, context, timeout, deadline, silent)
-        watcher._post(lambda: watcher._enter_write(operation.conn._record, operation, due))
+        with watcher._inbox.lock:
+            operation, due = watcher._make_write(conn, data, context, timeout, deadline, silent)
+            record = operation.conn._record
+            watcher._post_request(
+                record,
+                lambda: watcher._enter_write(record, operation, due),
+                operation.length,
+            )
         return operation
 
     def accept(
@@ -97,8 +115,14 @@ class ThreadSafe:
     ) -> Operation:
         """As :meth:`aiogaio.Watcher.accept`."""
         watcher = self._watcher
-        operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
-        watcher._post(lambda: watcher._enter_read(operation.conn._record, operation, due))
+        with watcher._inbox.lock:
+            operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
+            record = operation.conn._record
+            watcher._post_request(
+                record,
+                lambda: watcher._enter_read(record, operation, due),
+                0,
+            )
         return operation
 
     def cancel(self, op: Operation) -> None:

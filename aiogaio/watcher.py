@@ -267,6 +267,7 @@ class Watcher(MessageRequests):
                 except OSError as error:
                     failed = new_write(conn, data, length, context, silent)
                     self._submitted += 1
+                    self._count_bytes(record, length)
                     self._send_failed(record, failed, error)
                     return failed
                 self._bytes_written += sent
@@ -339,7 +340,7 @@ class Watcher(MessageRequests):
         if isinstance(conn, socket.socket) and conn.fileno() < 0:
             return False
         sock = check_supported(conn)
-        self._check_no_transport(sock)
+        self._check_no_transport(sock.fileno())
         sock.close()
         return True
 

@@ -43,7 +43,9 @@ class Writes(Reads):
         if self._busy or self._inbox.waiting:
             if isinstance(operation, Write) and operation.silent:
                 attempts.keep_rest(operation)
-            self._post(lambda: self._enter_write(record, operation, due))
+            self._post_request(
+                record, lambda: self._enter_write(record, operation, due), _bytes_left(operation)
+            )
         else:
             self._direct = self._fast
             self._enter_write(record, operation, due)
@@ -140,6 +142,10 @@ class Writes(Reads):
                 record.remove_write(operation)
                 self._send_failed(record, operation, error)
                 continue
+            except (OverflowError, TypeError, ValueError) as error:  # an address, most likely
+                record.remove_write(operation)
+                self._finish_write(record, operation, error)
+                continue
             self._count_sent(record, operation, operation.size - before)
             if done:
                 record.remove_write(operation)
@@ -161,9 +167,14 @@ class Writes(Reads):
         total, finished = sent
         self._bytes_written += total
         self._count_bytes(record, -total)
-        for operation in finished:
-            record.remove_write(operation)
-            self._finish_write(record, operation, None)
+        if finished:
+            record.remove_first_writes(finished)
+            for operation in finished:
+                operation._next = operation._previous = None
+                if operation.silent:
+                    self._finish_write(record, operation, None)
+                else:
+                    self._finish(operation)
         return True
 
     def _count_sent(self, record: Record, operation: Write, count: int) -> None:

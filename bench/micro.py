@@ -15,6 +15,7 @@ import pyperf  # type: ignore[import-untyped]
 
 from aiogaio import Connection, Watcher
 
+SIXTEEN = [bytes(64)] * 16
 FILL = 4_000  # single bytes that a socket is filled with at a time
 Subject = Callable[[Watcher, Connection, socket.socket, int], Awaitable[float]]
 
@@ -64,6 +65,51 @@ async def _write(watcher: Watcher, conn: Connection, peer: socket.socket, loops:
     return elapsed
 
 
+async def _sixteen_writes(
+    watcher: Watcher, conn: Connection, peer: socket.socket, loops: int
+) -> float:
+    """Sixteen writes of 64 bytes, each sent at its call."""
+    elapsed = 0.0
+    for _ in range(loops):
+        start = time.perf_counter()
+        for part in SIXTEEN:
+            watcher.write(conn, part)
+        watcher.poll_io()
+        elapsed += time.perf_counter() - start
+        peer.recv(4096)
+    return elapsed
+
+
+async def _sixteen_queued(
+    watcher: Watcher, conn: Connection, peer: socket.socket, loops: int
+) -> float:
+    """The same writes out of the queue, from the moment at which the socket takes them."""
+    elapsed = 0.0
+    for _ in range(loops):
+        conn._record.writable = False  # as after EAGAIN
+        for part in SIXTEEN:
+            watcher.write(conn, part)
+        conn._record.writable = True
+        watcher._put_off(conn._record)  # as an event would have it
+        start = time.perf_counter()
+        watcher.poll_io()
+        elapsed += time.perf_counter() - start
+        peer.recv(4096)
+    return elapsed
+
+
+async def _one_writev(watcher: Watcher, conn: Connection, peer: socket.socket, loops: int) -> float:
+    """The same bytes by one request."""
+    elapsed = 0.0
+    for _ in range(loops):
+        start = time.perf_counter()
+        watcher.writev(conn, SIXTEEN)
+        watcher.poll_io()
+        elapsed += time.perf_counter() - start
+        peer.recv(4096)
+    return elapsed
+
+
 async def _empty_round(
     watcher: Watcher, conn: Connection, peer: socket.socket, loops: int
 ) -> float:
@@ -99,6 +145,9 @@ SUBJECTS: dict[str, Subject] = {
     "ready-read": _ready_read,
     "pending-read": _pending_read,
     "write": _write,
+    "16-writes-of-64-bytes": _sixteen_writes,
+    "16-writes-of-64-bytes-queued": _sixteen_queued,
+    "writev-of-16-x-64-bytes": _one_writev,
     "empty-poll": _empty_round,
     "cancelled-read": _cancelled_read,
     "cancelled-read-with-deadline": _deadline,
@@ -106,7 +155,9 @@ SUBJECTS: dict[str, Subject] = {
 
 
 async def _with_pair(subject: Subject, loops: int) -> float:
-    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
     with theirs:
         async with Watcher() as watcher:
             return await subject(watcher, watcher.delegate(ours), theirs, loops)

@@ -27,12 +27,15 @@ MULTISHOT = "aiogaio-ms-asyncio-epoll"
 
 FIVE = (COMPLETIONS, MULTISHOT, "asyncio-streams", REFERENCE, FLOOR)
 SIX = (*FIVE, "asyncio-buffered")
-EVERY = tuple(SERVERS)
-COUPLED = tuple(
-    name
-    for name, server in SERVERS.items()
-    if "relay" in server.roles and not name.endswith("asyncio-loop")
-)
+
+
+def _every(role: str) -> tuple[str, ...]:
+    return tuple(name for name, server in SERVERS.items() if role in server.roles)
+
+
+EVERY = _every("echo")
+RELAYING = tuple(name for name in _every("relay") if not name.endswith("ms-asyncio-loop"))
+PUSHING = tuple(name for name in _every("push") if not name.endswith("asyncio-loop"))
 
 GRID_CONNECTIONS = (1, 64, 1000, 8192)
 GRID_SIZES = (16, 128, 1024, 16384, 65536)
@@ -88,9 +91,9 @@ def others(load: Load) -> list[Scenario]:
         echo(SIX, replace(load, connections=1, idle=8000)),
         idle_memory(EVERY),
         churn(SIX, load),
-        push(COUPLED, replace(load, connections=8192, size=1024)),
-        relay(COUPLED, replace(load, connections=2, size=65536, depth=8)),
-        relay(COUPLED, replace(load, connections=64, size=1024)),
+        push(PUSHING, replace(load, connections=8192, size=1024)),
+        relay(RELAYING, replace(load, connections=2, size=65536, depth=8)),
+        relay(RELAYING, replace(load, connections=64, size=1024)),
         loop_lag(lagging, replace(load, connections=1000)),
         script(
             "1,000,000 pending deadlines", "deadlines", tuple(deadlines.SUBJECTS), "us", "us each"

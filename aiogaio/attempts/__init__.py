@@ -9,7 +9,7 @@ Errors are delivered without their traceback: its frames would keep alive all th
 watcher's own calls, for as long as the program keeps the result.
 """
 
-from aiogaio.attempts.connecting import connect, hung_up, shut_down
+from aiogaio.attempts.connecting import connect, hung_up, is_uncertain, shut_down
 from aiogaio.attempts.files import send_file
 from aiogaio.attempts.frames import receive_rest, receive_until, rest_shot
 from aiogaio.attempts.messages import message_shot, receive_message, send_message
@@ -33,6 +33,7 @@ __all__ = [
     "accept",
     "connect",
     "hung_up",
+    "is_uncertain",
     "keep_rest",
     "message_shot",
     "receive",

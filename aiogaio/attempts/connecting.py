@@ -23,7 +23,7 @@ def connect(record: Record, address: Any) -> bool:
     listener is full, of which no event tells.
     """
     number = record.connect_ex(address)
-    if number in (0, errno.EISCONN):
+    if number == 0:
         return True
     if number in _UNDER_WAY:
         record.writable = False
@@ -42,6 +42,13 @@ def hung_up(record: Record) -> bool:
             return True
     poll = select.poll()
     poll.register(record.fileno(), _HUNG_UP)
+    return bool(poll.poll(0))
+
+
+def is_uncertain(record: Record) -> bool:
+    """Whether there is the end, an error or urgent data: see ``Record.short_is_empty``."""
+    poll = select.poll()
+    poll.register(record.fileno(), _HUNG_UP | select.POLLPRI)
     return bool(poll.poll(0))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.attempts.streams import end_of_stream, ends_with_zero
-from aiogaio.attempts.vectors import advance, parts_of
+from aiogaio.attempts.vectors import advance, parts_of, release
 from aiogaio.operation import Message, OpType, start
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 #: Descriptors that come with a message are not for programs that this one starts.
 _FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
 
 
 def receive_message(record: Record, operation: Message, room: int) -> bool:
@@ -30,9 +31,11 @@ def receive_message(record: Record, operation: Message, room: int) -> bool:
         operation.error = error.with_traceback(None)
         return True
     operation.address = address or None
-    operation.ancillary, operation.flags = ancillary, flags
-    operation.truncated = bool(flags & _CUT)
-    if not data and not ancillary and ends_with_zero(record):
+    operation.ancillary, operation.flags = ancillary, flags & ~_FLAGS  # Linux returns them, too
+    cut = socket.MSG_TRUNC | (socket.MSG_CTRUNC if operation.ancillary_size else 0)
+    operation.truncated = bool(flags & cut)
+    told = ancillary and record.type != socket.SOCK_STREAM
+    if not data and not told and ends_with_zero(record):
         operation.error = end_of_stream(record)
         return True
     operation.data = data
@@ -75,9 +78,11 @@ def send_message(record: Record, operation: SendMessage) -> bool:
         else:
             sent = record.sendmsg(parts, ancillary, 0, operation.address)
     except BlockingIOError:
+        if operation.address is not None and record.family == getattr(socket, "AF_UNIX", None):
+            # It is the receiver that has no room, and no event of this socket will tell.
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
         record.writable = False
         return False
     finally:
-        for part in parts:
-            part.release()
+        release(parts)
     return advance(operation, sent)

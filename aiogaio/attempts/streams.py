@@ -6,6 +6,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+from aiogaio.attempts.connecting import hung_up
 from aiogaio.errors import EndOfStreamError
 from aiogaio.operation import Operation, OpType, octets_of
 
@@ -201,7 +202,8 @@ def share(record: Record, left: int) -> int:
 
 def ends_with_zero(record: Record) -> bool:
     """Whether a receive of zero bytes is the end: an empty datagram is not."""
-    return record.type in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+    kind = record.type
+    return kind == socket.SOCK_STREAM or (kind == socket.SOCK_SEQPACKET and hung_up(record))
 
 
 def end_of_stream(record: Record) -> Exception:

@@ -20,27 +20,38 @@ _TOGETHER: Final = 64
 IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX")) if hasattr(os, "sysconf") else 16
 
 
-def parts_of(record: Record, operation: WriteV) -> list[memoryview] | None:
-    """Views of what one attempt can send; ``None``, and the error, if a buffer is gone."""
-    views: list[memoryview] = []
+def parts_of(record: Record, operation: WriteV) -> list[memoryview | bytes] | None:
+    """What one attempt can send, to be released; ``None``, and the error, if a buffer is gone."""
+    views: list[memoryview | bytes] = []
     offset, total = operation.offset, 0
     stream = record.type == socket.SOCK_STREAM  # a message goes whole
     for number in range(operation.position, len(operation.parts)):
         if len(views) == IOV_MAX or (total >= CHUNK and stream):
             break
+        part = operation.parts[number]
+        if type(part) is bytes and not offset:
+            views.append(part)
+            total += operation.lengths[number]
+            continue
         try:
-            with octets_of(operation.parts[number]) as octets:
+            with octets_of(part) as octets:
                 if octets.nbytes != operation.lengths[number]:
                     raise BufferError("a buffer was resized while the operation was pending")
                 views.append(octets[offset:])
         except Exception as error:  # released or closed by its owner
             operation.error = error.with_traceback(None)
-            for view in views:
-                view.release()
+            release(views)
             return None
         total += operation.lengths[number] - offset
         offset = 0
     return views
+
+
+def release(parts: list[memoryview | bytes]) -> None:
+    """Hold no view of a caller's buffer any longer."""
+    for part in parts:
+        if type(part) is memoryview:
+            part.release()
 
 
 def advance(operation: WriteV, sent: int) -> bool:
@@ -69,8 +80,7 @@ def send_parts(record: Record, operation: WriteV) -> bool:
         record.writable = False
         return False
     finally:
-        for part in parts:
-            part.release()
+        release(parts)
     if sent < room:
         record.writable = False
     return advance(operation, sent)
@@ -87,16 +97,19 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
     parts: list[memoryview | bytes] = []
     room = 0
     operation: Operation | None = first
-    while type(operation) is Write and len(batch) < _TOGETHER and room < CHUNK:
+    while type(operation) is Write and len(batch) < _TOGETHER:
         done = operation.size - operation.skipped
+        left = operation.length - done
+        if room + left > CHUNK:
+            break
         data = operation.buffer
-        part = data if type(data) is bytes and not done else part_of(operation, done, CHUNK)
+        part = data if type(data) is bytes and not done else part_of(operation, done, left)
         if part is None:  # its turn comes, alone, to tell the error
             operation.error = None
             break
         batch.append(operation)
         parts.append(part)
-        room += len(part)
+        room += left
         operation = operation._next
     try:
         if len(batch) < 2:
@@ -106,21 +119,18 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
         record.writable = False
         return 0, []
     finally:
-        for part in parts:
-            if type(part) is memoryview:
-                part.release()
+        release(parts)
     if sent < room:
         record.writable = False
-    finished, unclaimed = [], sent
-    for write in batch:
+    unclaimed = sent
+    for number, write in enumerate(batch):
         left = write.length - write.size + write.skipped
-        share = min(left, unclaimed)
-        write.size += share
-        unclaimed -= share
-        if share < left:
-            break
-        finished.append(write)
-    return sent, finished
+        if unclaimed < left:
+            write.size += unclaimed
+            return sent, batch[:number]
+        write.size += left
+        unclaimed -= left
+    return sent, batch
 
 
 def keep_rest(operation: Write) -> None:

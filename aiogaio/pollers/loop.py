@@ -162,12 +162,12 @@ class LoopPoller:
     def unwatch_reads(self, record: Record) -> None:
         """An event found no read to serve."""
         record.read_watched = False
-        self._drop(record.fileno(), self._readers, self._loop.remove_reader)
+        self._drop(record, self._readers, self._loop.remove_reader)
 
     def unwatch_writes(self, record: Record) -> None:
         """No write waits any more."""
         record.write_watched = False
-        self._drop(record.fileno(), self._writers, self._loop.remove_writer)
+        self._drop(record, self._writers, self._loop.remove_writer)
 
     def poll(self, limit: int) -> list[tuple[int, int]]:
         """Nothing: the loop itself calls."""
@@ -200,13 +200,16 @@ class LoopPoller:
                 watch(record)
 
     def _drop(
-        self, fd: int, interests: dict[int, _Interest], remove: Callable[[int], object]
+        self, record: Record, interests: dict[int, _Interest], remove: Callable[[int], object]
     ) -> None:
-        interest = interests.pop(fd, None)
-        if interest is not None:
-            interest.armed = False
-            if interest.held and not self._loop.is_closed():
-                _forget(remove, fd)
+        interest = interests.pop(record.fileno(), None)
+        if interest is None:
+            return
+        interest.armed = False
+        # If the loop has let go of it, either it has watched in vain since (see `_Held`), and must
+        # be told to forget the number, or the number is somebody else's.
+        if not self._loop.is_closed() and (interest.held or self.holds(record)):
+            _forget(remove, interest.fd)
 
     def close(self) -> None:
         """Nothing of its own is open: the connections are unregistered one by one."""

@@ -40,13 +40,17 @@ class Server:
 
 
 def _all() -> list[Server]:
-    servers = [Server("floor", "native", "")]
+    servers = [Server("floor", "native", "", roles=("echo", "relay"))]
     for loop, needs in (("asyncio", ()), ("uvloop", ("uvloop",))):
         servers += [
             Server(f"aiogaio-rw-{loop}-epoll", loop, "proactor:completions_epoll", needs),
             Server(f"aiogaio-rw-{loop}-loop", loop, "proactor:completions_loop", needs),
             Server(f"aiogaio-ms-{loop}-epoll", loop, "proactor:multishot_epoll", needs, _COUPLED),
             Server(f"aiogaio-ms-{loop}-loop", loop, "proactor:multishot_loop", needs, _COUPLED),
+            Server(
+                f"aiogaio-splice-{loop}-epoll", loop, "proactor:spliced_epoll", needs, ("relay",)
+            ),
+            Server(f"aiogaio-splice-{loop}-loop", loop, "proactor:spliced_loop", needs, ("relay",)),
             Server(f"{loop}-streams", loop, "streams:serve", needs, _COUPLED),
             Server(f"{loop}-protocol", loop, "protocol:serve", needs, _COUPLED),
             Server(f"{loop}-buffered", loop, f"buffered:serve_{loop}", needs),

@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit(f"{server.name}: has no {options.role}")
     if server.loop == "native":
         floor = native.build("floor")
-        os.execv(floor, [str(floor), str(options.port)])
+        os.execv(floor, [str(floor), str(options.port), options.role])
 
     _raise_file_limit()
     program = _load(server.program)

@@ -91,7 +91,26 @@ async def _push(watcher: Watcher) -> None:
                 watcher.write(op.conn, op.data, silent=True)
 
 
+async def _spliced(poller: Poller, listener: socket.socket, role: str = "relay") -> None:
+    """One relay request for each pair of connections: nothing passes through the program."""
+    waiting = None
+    async with Watcher(poller=poller) as watcher:
+        watcher.accept(listener, multishot=True)
+        async for results in watcher:
+            for op in results:
+                if op.type is OpType.RELAY:
+                    for conn in op.context:
+                        watcher.free(conn)
+                elif op.error is None and waiting is None:
+                    waiting = op.accepted
+                elif op.error is None:
+                    watcher.relay(waiting, op.accepted, context=(waiting, op.accepted))
+                    waiting = None
+
+
 completions_epoll = partial(_completions, "epoll")
 completions_loop = partial(_completions, "loop")
 multishot_epoll = partial(_multishot, "epoll")
 multishot_loop = partial(_multishot, "loop")
+spliced_epoll = partial(_spliced, "epoll")
+spliced_loop = partial(_spliced, "loop")
