@@ -226,8 +226,9 @@ class Checks(Proactor):
                 requests = self._pending(record) + posted[0]  # exactly, which takes its time
             queued = record.queued_bytes + posted[1]
         pending = self._submitted - self._collected - len(self._ready) + self._shots - self._silent
-        limits.check_pending(requests, pending + len(self._inbox))
-        in_all = self._queued_bytes + sum(size for _, size in self._posted.values())
+        posted_in_all = list(self._posted.values())
+        limits.check_pending(requests, pending + sum(number for number, _ in posted_in_all))
+        in_all = self._queued_bytes + sum(size for _, size in posted_in_all)
         limits.check_bytes(count, queued, in_all)
 
     def _delegated(self, conn: object) -> Connection | None:
@@ -333,9 +334,9 @@ def parts_of(buffers: Iterable[ReadableBuffer]) -> tuple[list[ReadableBuffer], l
     if isinstance(buffers, bytes | bytearray | memoryview | str):
         raise TypeError("pass a list of buffers; write() takes one")
     parts = list(buffers)
-    return parts, [
-        len(part) if type(part) is bytes else length_of(part, may_be_empty=True) for part in parts
-    ]
+    if set(map(type, parts)) == {bytes}:  # the usual case
+        return parts, list(map(len, parts))  # type: ignore[arg-type]
+    return parts, [length_of(part, may_be_empty=True) for part in parts]
 
 
 def new_vector(

@@ -287,9 +287,9 @@ class Core:
             return
 
         def enter_counted() -> None:
-            with self._inbox.lock:
+            with self._inbox.lock:  # else a thread that looks meanwhile would find it nowhere
                 self._count_posted(record, -1, -count)
-            enter()
+                enter()
 
         with self._inbox.lock:
             self._post(enter_counted)

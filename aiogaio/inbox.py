@@ -32,10 +32,6 @@ class Inbox:
         self.waiting: bool = False  # something is there
         self.lock: threading.RLock = threading.RLock()
 
-    def __len__(self) -> int:
-        """How many actions wait."""
-        return len(self._actions)
-
     def post(self, action: Callable[[], object], run: Callable[[], None]) -> None:
         """Have the loop's thread call ``run``, which calls :meth:`empty`, some time soon.
 

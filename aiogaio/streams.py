@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+from aiogaio import attempts
 from aiogaio.addresses import check_address
 from aiogaio.adoption import drained, socket_of, transport_of
 from aiogaio.attempts.splices import Pipes, Way
@@ -139,12 +140,42 @@ class StreamRequests(Checks):
         """
         due = self._due(timeout, deadline)
         parts, lengths = parts_of(buffers)
-        if not sum(lengths):
+        length = sum(lengths)
+        if not length:
             raise EmptyBufferError("the buffers are empty: pass at least 1 byte")
-        self._check_limits(conn, sum(lengths))
+        self._check_limits(conn, length)
         connection = self._connection_of(conn, listening=False)
+        record = connection._record
         operation = new_vector(WriteV(), connection, parts, lengths, context, silent)
-        self._submit_write(connection._record, operation, due)
+        # The short way, for what can be sent at once, as in Watcher.write(): half the time.
+        if (
+            record.writable
+            and record.writes is None
+            and record.torn is None
+            and due is None
+            and length <= attempts.CHUNK
+            and self._direct
+            and self._bytes_written < self._write_limit
+        ):
+            try:
+                done = attempts.send_whole(record, operation)
+            except OSError as error:
+                self._submitted += 1
+                self._count_bytes(record, length)
+                self._send_failed(record, operation, error)
+                return operation
+            self._bytes_written += operation.size
+            if done:
+                self._submitted += 1
+                operation.completed = True
+                if silent:
+                    self._silent += 1
+                    return None
+                self._deliver(operation)
+                if self._signal.future is not None:
+                    self._signal.wake()
+                return operation
+        self._submit_write(record, operation, due)
         return None if silent and operation.completed and operation.error is None else operation
 
     def sendfile(

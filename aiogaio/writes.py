@@ -173,8 +173,11 @@ class Writes(Reads):
                 operation._next = operation._previous = None
                 if operation.silent:
                     self._finish_write(record, operation, None)
-                else:
-                    self._finish(operation)
+                    continue
+                operation.completed = True
+                if operation._timer is not None:
+                    self._deadlines.discard(operation)
+                self._deliver(operation)
         return True
 
     def _count_sent(self, record: Record, operation: Write, count: int) -> None:

@@ -24,7 +24,7 @@ from aiogaio.attempts.streams import (
     receive_shot,
     send,
 )
-from aiogaio.attempts.vectors import keep_rest, send_parts, send_queued
+from aiogaio.attempts.vectors import keep_rest, send_parts, send_queued, send_whole
 
 __all__ = [
     "ACCEPT_SHORTAGE",
@@ -49,5 +49,6 @@ __all__ = [
     "send_message",
     "send_parts",
     "send_queued",
+    "send_whole",
     "shut_down",
 ]

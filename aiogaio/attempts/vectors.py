@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 #: Small writes sent together: more would only let others wait.
 _TOGETHER: Final = 64
+_BYTES: Final = {bytes}
 #: Buffers that the system takes in one call.
 IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX")) if hasattr(os, "sysconf") else 16
 
 
 def parts_of(record: Record, operation: WriteV) -> list[memoryview | bytes] | None:
     """What one attempt can send, to be released; ``None``, and the error, if a buffer is gone."""
+    if operation.size == operation.skipped and operation.length <= CHUNK:
+        whole = operation.parts
+        if len(whole) <= IOV_MAX and set(map(type, whole)) == _BYTES:
+            return whole  # type: ignore[return-value]  # the usual case
     views: list[memoryview | bytes] = []
     offset, total = operation.offset, 0
     stream = record.type == socket.SOCK_STREAM  # a message goes whole
@@ -57,8 +62,11 @@ def release(parts: list[memoryview | bytes]) -> None:
 def advance(operation: WriteV, sent: int) -> bool:
     """Go on behind the bytes that were sent; done when that is the end."""
     operation.size += sent
-    operation.offset += sent
     lengths = operation.lengths
+    if sent == operation.length:  # all at once
+        operation.position = len(lengths)
+        return True
+    operation.offset += sent
     while operation.position < len(lengths) and operation.offset >= lengths[operation.position]:
         operation.offset -= lengths[operation.position]
         operation.position += 1
@@ -73,15 +81,32 @@ def send_parts(record: Record, operation: WriteV) -> bool:
     parts = parts_of(record, operation)
     if parts is None:
         return True
-    room = sum(map(len, parts))
     try:
         sent = record.sendmsg(parts)
+        if sent < operation.length and sent < sum(map(len, parts)):
+            record.writable = False
     except BlockingIOError:
         record.writable = False
         return False
     finally:
         release(parts)
-    if sent < room:
+    return advance(operation, sent)
+
+
+def send_whole(record: Record, operation: WriteV) -> bool:
+    """Send a new write of bytes; false if it is another, or not all of it was taken.
+
+    Raises :exc:`OSError` for all but EAGAIN.
+    """
+    parts = operation.parts
+    if len(parts) > IOV_MAX or set(map(type, parts)) != _BYTES:
+        return False
+    try:
+        sent = record.sendmsg(parts)
+    except BlockingIOError:
+        record.writable = False
+        return False
+    if sent < operation.length:
         record.writable = False
     return advance(operation, sent)
 
@@ -97,20 +122,23 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
     parts: list[memoryview | bytes] = []
     room = 0
     operation: Operation | None = first
-    while type(operation) is Write and len(batch) < _TOGETHER:
-        done = operation.size - operation.skipped
-        left = operation.length - done
-        if room + left > CHUNK:
-            break
+    while type(operation) is Write and len(batch) < _TOGETHER and operation.length <= CHUNK:
         data = operation.buffer
-        part = data if type(data) is bytes and not done else part_of(operation, done, left)
-        if part is None:  # its turn comes, alone, to tell the error
-            operation.error = None
-            break
+        if type(data) is bytes and operation.size == operation.skipped:
+            parts.append(data)
+            room += operation.length
+        else:
+            done = operation.size - operation.skipped
+            part = part_of(operation, done, operation.length - done)
+            if part is None:  # its turn comes, alone, to tell the error
+                operation.error = None
+                break
+            parts.append(part)
+            room += len(part)
         batch.append(operation)
-        parts.append(part)
-        room += left
         operation = operation._next
+        if room > CHUNK:  # not so small
+            break
     try:
         if len(batch) < 2:
             return None
@@ -122,6 +150,10 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
         release(parts)
     if sent < room:
         record.writable = False
+    else:
+        for write in batch:
+            write.size = write.skipped + write.length
+        return sent, batch
     unclaimed = sent
     for number, write in enumerate(batch):
         left = write.length - write.size + write.skipped
