@@ -175,13 +175,18 @@ class Joints(Writes):
             if way.sends and not way.target.writable and not way.target.write_watched:
                 self._watch_writes(way.target)
 
-    def _break(self, relay: Relay, record: Record) -> None:
-        """One of the two is broken: nobody reads it at the moment, but it is the end of both."""
-        number = record.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def _break(self, joint: Joint, record: Record) -> None:
+        """There is an error, and nobody reads at the moment who would find it."""
+        if not isinstance(joint, Relay) or not all(map(_is_first, joint.gates)):
+            return
+        try:
+            number = record.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError:  # no socket: the next attempt will tell
+            return
         if number:
             error = OSError(number, os.strerror(number))
             record.latch(error)
-            self._end_joint(relay, error)
+            self._end_joint(joint, error)
 
     def _account(self, relay: Relay) -> None:
         """Write down how much has been moved."""

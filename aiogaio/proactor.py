@@ -40,7 +40,6 @@ from aiogaio.operation import (
     Joint,
     Operation,
     OpType,
-    Relay,
     Shutdown,
     Write,
 )
@@ -129,10 +128,8 @@ class Proactor(Joints):
                     record.short_is_empty = False
                     if record.hangups is not None:
                         self._look_for_hangup(record)
-                    if bits & ERROR and type(record.writes) is Gate:
-                        joint = record.writes.joint
-                        if isinstance(joint, Relay) and not joint.completed:
-                            self._break(joint, record)
+                    if bits & ERROR and record.read_paused and type(record.writes) is Gate:
+                        self._break(record.writes.joint, record)
                 if bits & FOR_READS:
                     record.readable = True
                     operation = record.reads

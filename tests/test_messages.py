@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,18 +60,26 @@ if has_ipv6():
 PAIRS = [*LOCAL, "unix", "seqpacket"]
 
 
+def open_kinds() -> Counter[str]:
+    """What is open, by kind: uvloop opens its pair for signals anew now and then.
+
+    libuv keeps /dev/null in reserve, from its first transport on.
+    """
+    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_descriptors()]
+    return Counter(name.partition(":")[0] for name in names if name != "/dev/null")
+
+
 @pytest_asyncio.fixture
 async def watcher(poller: str) -> AsyncIterator[Watcher]:
     """A watcher that ends with nothing pending, and leaves no descriptor of any kind behind."""
-    before = open_descriptors()
+    before = open_kinds()
     async with Watcher(poller=poller) as watcher:
         yield watcher
     watcher.poll_io()
     figures = watcher.statistics()
     assert (figures.pending, figures.connections) == (0, 0)
-    assert figures.submitted == figures.completed
     await settle(3)
-    assert open_descriptors() <= before
+    assert open_kinds() <= before
 
 
 @contextmanager
@@ -141,11 +150,11 @@ SHOTS = ["recvfrom", "recvmsg", "read"]
 SENDS: dict[str, Callable[..., Operation]] = {
     "sendto": lambda watcher, conn, data, **more: watcher.sendto(conn, data, None, **more),
     "sendmsg": lambda watcher, conn, data, **more: watcher.sendmsg(
-        conn, [data[:1], data[1:]], **more
+        conn, [data[:-1], data[-1:]], **more
     ),
     "write": lambda watcher, conn, data, **more: watcher.write(conn, data, **more),
     "writev": lambda watcher, conn, data, **more: watcher.writev(
-        conn, [data[:1], data[1:]], **more
+        conn, [data[:-1], data[-1:]], **more
     ),
 }
 
@@ -342,6 +351,18 @@ async def test_empty_message_of_a_seqpacket_socket_is_not_the_end(watcher: Watch
         assert type((await one(watcher)).error) is EndOfStreamError
 
 
+async def test_O4_data_behind_an_empty_message_comes_before_the_end(watcher: Watcher) -> None:
+    ours, peer = pair("seqpacket")
+    armed = watcher.recvfrom(ours, multishot=True)
+    await settle(2)
+    for data in (b"", b"data"):
+        peer.send(data)
+    peer.close()
+    *shots, end = await collect(watcher, 3)
+    assert [op.data for op in shots] == [b"", b"data"]
+    assert end is armed and type(end.error) is EndOfStreamError
+
+
 # --- Truncation -----------------------------------------------------------------------------------
 
 
@@ -464,14 +485,14 @@ async def test_S6_timeout_of_a_multishot_receive_is_the_longest_silence(
     ours, peer = pair("udp4")
     with closing(peer):
         conn = watcher.delegate(ours)
+        armed = RECEIVES[name](watcher, conn, multishot=True, timeout=0.1)
         begin = loop.time()
-        armed = RECEIVES[name](watcher, conn, multishot=True, timeout=0.02)
-        for _ in range(3):
-            peer.send(b"x")
-            assert (await one(watcher)).more
+        await asyncio.sleep(0.02)
+        peer.send(b"x")
+        assert (await one(watcher)).more
         assert await one(watcher) is armed
         assert type(armed.error) is DeadlineExceededError
-        assert loop.time() - begin >= 0.02
+        assert loop.time() - begin >= 0.12  # the arrival has restarted it
         peer.send(b"later")  # the connection stays usable
         watcher.recvfrom(conn)
         assert (await one(watcher)).data == b"later"
@@ -482,8 +503,8 @@ async def test_S6_deadline_ends_a_multishot_receive_for_good(watcher: Watcher) -
     with closing(peer):
         conn = watcher.delegate(ours)
         due = asyncio.get_running_loop().time() + 0.02
-        armed = watcher.recvmsg(conn, multishot=True, deadline=due)
         peer.send(b"x")
+        armed = watcher.recvmsg(conn, multishot=True, deadline=due)
         assert (await one(watcher)).more
         assert await one(watcher) is armed
         assert type(armed.error) is DeadlineExceededError
@@ -779,8 +800,10 @@ async def test_message_that_is_too_long_fails_whole(watcher: Watcher) -> None:
 async def test_large_datagrams_go_whole(watcher: Watcher) -> None:
     """Longer than what one attempt moves on a stream."""
     ours, peer = unix_pair(socket.SOCK_SEQPACKET)
-    size = 150_000
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
+    size = 300_000
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    if ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= size:
+        pytest.skip("the system allows no such datagram")
     data = os.urandom(size)
     with closing(peer):
         conn, receiver = watcher.delegate(ours), watcher.delegate(peer)

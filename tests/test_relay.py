@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
+import gc
 import os
 import random
 import socket
 import stat
+import sys
+import termios
+import threading
+import time
+import tty
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +47,8 @@ from tests.probes import (
     hung_up,
     open_descriptors,
     receive,
+    recorded_warnings,
+    resource_warnings,
     small_pair,
     traced,
     unread,
@@ -436,15 +445,98 @@ async def test_relay_ends_with_a_reset_in_the_middle_of_bulk(
     await assert_said_of_each(line, line.b)
 
 
-async def test_O4_relay_brings_what_came_before_a_reset(line: Line) -> None:
-    line.near.sendall(b"last words")
-    await until(lambda: unread(line.a) == 10)
-    reset(line.near)
-    await until(lambda: hung_up(line.a))
-    relay = line.relay()
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "at-the-call"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+async def test_O4_relay_brings_what_came_before_a_reset(
+    line: Line, begun: bool, first: bool
+) -> None:
+    victim, peer, other = (line.a, line.near, line.far) if first else (line.b, line.far, line.near)
+    relay = line.relay() if begun else None
+    await settle()
+    peer.sendall(b"last words")
+    reset(peer)
+    if relay is None:
+        await until(lambda: hung_up(victim))
+        relay = line.relay()
     await fails(line, relay, ConnectionResetError)
-    if relay.sizes[0]:  # the system may have dropped it
-        assert await receive(line.far, 10) == b"last words"
+    assert relay.sizes == ((10, 0) if first else (0, 10))
+    assert await receive(other, 10) == b"last words"
+
+
+async def test_S3_relay_that_waits_fails_behind_what_stands_before_it(line: Line) -> None:
+    watcher = line.watcher
+    operations = [watcher.read(line.a), watcher.read(line.a), line.relay()]
+    await settle()
+    reset(line.near)
+    assert await collect(watcher, 3) == operations
+    assert [type(op.error) for op in operations] == [ConnectionResetError] * 3
+
+
+async def test_relay_that_waits_for_a_broken_pipe(watcher: Watcher, lay: Lay) -> None:
+    """There is no SO_ERROR to ask for; what is ready in the same turn is not lost."""
+    reader, writer = os.pipe()
+    line = lay(watcher)
+    read = watcher.read(line.a)
+    relay = watcher.relay(line.a, watcher.delegate(writer))
+    await settle()
+    os.close(reader)
+    os.close(writer)
+    other = watcher.read(line.b)
+    line.far.sendall(b"heard")
+    assert await one(watcher) is other
+    line.near.sendall(b"x")
+    assert await collect(watcher, 2) == [read, relay]
+    assert isinstance(relay.error, OSError)
+    assert_balanced(watcher)
+
+
+async def test_relay_ends_when_a_unix_peer_goes_with_bytes_unread(
+    watcher: Watcher, lay: Lay
+) -> None:
+    line = lay(watcher, unix_pair)
+    relay = line.relay()
+    line.near.sendall(b"x")
+    await until(lambda: unread(line.far) == 1)
+    line.far.close()
+    await fails(line, relay, ConnectionResetError)
+    await assert_said_of_each(line, line.b)
+
+
+async def test_relay_of_a_terminal(watcher: Watcher) -> None:
+    """One descriptor, both directions, and no socket."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    ours, peer = unix_pair()
+    with peer:
+        relay = watcher.relay(watcher.delegate(master), ours)
+        peer.sendall(b"typed")
+        await until(lambda: unread_of(slave) == 5)
+        assert os.read(slave, 9) == b"typed"
+        os.write(slave, b"shown")
+        assert await receive(peer, 5) == b"shown"
+        os.close(slave)
+        assert await one(watcher) is relay
+        assert (type(relay.error), relay.sizes) == (OSError, (5, 5))  # EIO: it is so for ttys
+    os.close(master)
+
+
+def unread_of(fd: int) -> int:
+    answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
+    return int.from_bytes(answer, sys.byteorder)
+
+
+async def test_relay_and_who_waits_for_its_sides_to_hang_up(line: Line) -> None:
+    watcher = line.watcher
+    relay = line.relay()
+    hangups = watcher.notify_hangup(line.a), watcher.notify_hangup(line.b)
+    await line.carries()
+    line.near.shutdown(socket.SHUT_WR)
+    assert await one(watcher) is hangups[0]
+    line.far.sendall(b"still")
+    assert await receive(line.near, 5) == b"still"
+    line.far.shutdown(socket.SHUT_WR)
+    assert {id(op) for op in await collect(watcher, 2)} == {id(hangups[1]), id(relay)}
+    assert relay.error is None
 
 
 async def test_relay_ends_with_a_broken_pipe(watcher: Watcher, lay: Lay) -> None:
@@ -1098,27 +1190,25 @@ async def test_relay_that_is_idle_holds_no_pipe(watcher: Watcher, lay: Lay) -> N
 
 
 async def test_D3_relays_leave_other_tasks_their_time(watcher: Watcher, lay: Lay) -> None:
-    loop = asyncio.get_running_loop()
     lines = [lay(watcher, unix_pair) for _ in range(4)]
     for line in lines:
         line.relay()
-        for peer in (line.near, line.far):
-            peer.setblocking(False)
-    gaps, last, end = [], loop.time(), loop.time() + 0.05
-    block = bytes(1 << 16)
-    while loop.time() < end:
+        line.near.setblocking(False)
+        line.far.setblocking(False)
+    turns: list[float] = []
+    moved = 0
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
         for line in lines:
-            for peer, call in ((line.near, "send"), (line.far, "recv")):
-                try:
-                    getattr(peer, call)(block if call == "send" else 1 << 16)
-                except BlockingIOError:
-                    pass
-        now = loop.time()
+            with suppress(BlockingIOError):
+                line.near.send(PAYLOAD[: 1 << 16])
+            with suppress(BlockingIOError):
+                moved += len(line.far.recv(1 << 16))
+        begin = time.monotonic()
         await asyncio.sleep(0)
-        gaps.append(loop.time() - now)
-    gaps.sort()
-    assert gaps[len(gaps) // 2] < 0.01
-    assert last < end
+        turns.append(time.monotonic() - begin)
+    assert sorted(turns)[len(turns) // 2] < 0.01
+    assert moved > 1 << 20
 
 
 # --- Descriptors ---------------------------------------------------------------------------------
@@ -1170,3 +1260,42 @@ async def test_O3_relay_keeps_its_connections_alive(watcher: Watcher) -> None:
         near.sendall(b"there")
         assert await receive(far, 5) == b"there"
         assert watcher.statistics().connections == 2
+
+
+async def test_O3_watcher_that_nobody_holds_closes_its_pipes(poller: Any) -> None:
+    before = open_descriptors()
+    with recorded_warnings() as caught:
+        watcher = Watcher(poller=poller)
+        (first, near), (second, far) = unix_pair(), unix_pair()
+        with near, far:
+            watcher.relay(first, second)
+            await flood(near)
+            assert any(map(is_pipe, open_descriptors() - before))
+            del watcher, first, second
+            gc.collect()
+            await settle()
+            gc.collect()
+    assert resource_warnings(caught)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("end", ["serve", "close", "cancel"])
+async def test_relay_behind_what_other_threads_have_asked_for(line: Line, end: str) -> None:
+    watcher = line.watcher
+    thread = threading.Thread(target=lambda: watcher.threadsafe.write(line.a, b"first"))
+    thread.start()
+    thread.join(10)
+    relay = line.relay()
+    line.far.sendall(b"second")
+    if end == "close":
+        watcher.close()
+    elif end == "cancel":
+        assert watcher.cancel(relay)
+    else:
+        assert await receive(line.near, 11) == b"firstsecond"
+        line.end()
+    results = await collect(watcher, 2)
+    assert results[-1] is relay
+    expected = {"close": WatcherClosedError, "cancel": OperationCancelledError}
+    assert type(relay.error) is expected.get(end, type(None))
+    assert_balanced(watcher)
