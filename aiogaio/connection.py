@@ -333,8 +333,8 @@ class Connection:
     def getsockopt(self, level: int, option: int, length: int = 0, /) -> int | bytes:
         """As ``socket.socket.getsockopt``; raises :exc:`OSError` once closed.
 
-        Looking at ``SO_ERROR`` takes the error from the system (socket(7)): it is kept for the
-        next read, which reports it.
+        Looking at ``SO_ERROR`` takes the error from the system (socket(7)): that of a stream is
+        kept for the next read, which reports it.
         """
         value: int | bytes
         if length:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -271,12 +271,12 @@ async def test_read_until_bytes_behind_come_first_in_a_multishot(
 
 
 async def test_S6_bytes_behind_wait_while_results_await_collection(poller: str) -> None:
-    async with Watcher(poller=poller, batch_size=2, buffer_size=64) as watcher:  # type: ignore[arg-type]
+    async with Watcher(poller=poller, batch_size=2, buffer_size=4) as watcher:  # type: ignore[arg-type]
         async for line in open_line(watcher, unix_pair):
             content = bytes(range(65, 91))
-            await line.arrive(b"\n" + content)
-            assert await line.take(line.until()) == b"\n"
-            watcher._buffer_size = 4  # the arrival was larger than what a shot takes
+            line.until(limit=len(content))
+            line.peer.sendall(content)
+            assert type((await one(watcher)).error) is LimitExceededError
             armed = watcher.read(line.conn, multishot=True)
             shots: list[Operation] = []
             await settle()

@@ -27,7 +27,9 @@ from aiogaio import (
 from tests.probes import (
     LONG,
     LoopCalls,
+    drained,
     events,
+    fill,
     half_closed,
     hung_up,
     receive,
@@ -239,6 +241,27 @@ async def test_T3_shutdown_behind_a_torn_write(
     op = watcher.shutdown(conn)  # now the program knows
     assert watcher.poll_io() == [op]
     assert peer.recv(1) == b""
+    await assert_nothing_more(watcher)
+
+
+@single_endings
+async def test_shutdown_goes_on_when_the_write_before_it_is_gone(
+    watcher: Watcher, ending: Ending
+) -> None:
+    """It need not wait until there is room to write, and nothing of that write was sent."""
+    ours, peer = small_pair()
+    filled = fill(ours)
+    conn = watcher.delegate(ours)
+    with peer:
+        write = watcher.write(conn, b"data", **ending.times())
+        ops = [write, *(watcher.shutdown(conn) for _ in range(20))]
+        await settle(5)
+        assert watcher.poll_io() == []
+        ending.act(watcher, write)
+        assert await collect(watcher, 21) == ops
+        assert type(write.error) is ending.error
+        assert not any(op.error for op in ops[1:])
+        assert await drained(peer) == bytes(filled)
     await assert_nothing_more(watcher)
 
 

@@ -128,6 +128,22 @@ def full_pair(kind: int = socket.SOCK_DGRAM) -> tuple[socket.socket, socket.sock
         return ours, peer, count
 
 
+@contextmanager
+def filled_by_others(directory: Path) -> Iterator[tuple[socket.socket, int]]:
+    """A bound Unix socket that takes no message more, and how many another one has sent it."""
+    with (
+        bound("unix", directory) as peer,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+    ):
+        other.setblocking(False)
+        count = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                other.sendto(b"filler", peer.getsockname())
+                count += 1
+        yield peer, count
+
+
 def closed_port() -> int:
     with bound("udp4") as sock:
         return int(sock.getsockname()[1])
@@ -889,13 +905,7 @@ async def test_send_to_a_peer_that_others_have_filled_waits_in_peace(
         tries += 1
         return send_message(*arguments)
 
-    with bound("unix", tmp_path) as peer, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        other.setblocking(False)
-        count = 0
-        with pytest.raises(BlockingIOError):
-            while True:
-                other.sendto(b"filler", str(tmp_path / "s"))
-                count += 1
+    with filled_by_others(tmp_path) as (peer, count):
         monkeypatch.setattr(attempts, "send_message", counted)
         ours = watcher.delegate(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         op = watcher.sendto(ours, b"mine", str(tmp_path / "s"))
@@ -907,6 +917,42 @@ async def test_send_to_a_peer_that_others_have_filled_waits_in_peace(
             peer.recv(9)
         assert await collect(watcher, 2) == [op, behind]
         assert (peer.recv(9), peer.recv(9)) == (b"mine", b"behind")
+
+
+async def test_D1_sends_to_a_peer_that_others_have_filled_end_in_every_way(
+    watcher: Watcher, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "s")
+    with filled_by_others(tmp_path) as (peer, count):
+        conn = watcher.delegate(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        late = watcher.sendto(conn, b"late", path, timeout=0)
+        assert watcher.poll_io() == [late]
+        data = bytearray(b"silent")
+        silent = watcher.sendto(conn, data, path, silent=True)
+        data[:] = b"gone"
+        expiring = watcher.sendto(conn, b"expiring", path, timeout=0.02)
+        cancelled = watcher.sendto(conn, b"cancelled", path)
+        last = watcher.sendto(conn, b"last", path)
+        assert watcher.cancel(cancelled)
+        assert await collect(watcher, 2) == [cancelled, expiring]
+        for op in (late, expiring):
+            assert op is not None and type(op.error) is DeadlineExceededError
+        for _ in range(count):
+            peer.recv(9)
+        assert await one(watcher) is last
+        assert silent is not None and silent.completed
+        assert (peer.recv(9), peer.recv(9)) == (b"silent", b"last")
+
+
+async def test_O2_free_while_a_send_rests(watcher: Watcher, tmp_path: Path) -> None:
+    with filled_by_others(tmp_path):
+        conn = watcher.delegate(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        op = watcher.sendto(conn, b"x", str(tmp_path / "s"))
+        assert watcher.free(conn)
+        assert await one(watcher) is op
+        assert type(op.error) is ConnectionFreedError
+        await asyncio.sleep(0.015)  # the time at which it would have been tried again
+        assert watcher.poll_io() == []
 
 
 # --- Silent ---------------------------------------------------------------------------------------

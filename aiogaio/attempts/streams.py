@@ -202,8 +202,18 @@ def share(record: Record, left: int) -> int:
 
 def ends_with_zero(record: Record) -> bool:
     """Whether a receive of zero bytes is the end: an empty datagram is not."""
-    kind = record.type
-    return kind == socket.SOCK_STREAM or (kind == socket.SOCK_SEQPACKET and hung_up(record))
+    if record.type == socket.SOCK_SEQPACKET:  # an empty message looks the same
+        return hung_up(record) and _nothing_follows(record)
+    return record.type == socket.SOCK_STREAM
+
+
+def _nothing_follows(record: Record) -> bool:
+    try:
+        return not record.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def end_of_stream(record: Record) -> Exception:
