@@ -32,7 +32,10 @@ def transport_of(source: Any, reader: asyncio.StreamReader | None) -> Any:
         raise UnsupportedConnectionError("cannot adopt a transport that is closing")
     if transport.get_extra_info("socket") is None:
         raise UnsupportedConnectionError("cannot adopt a transport that has no socket")
-    unsent = transport.get_write_buffer_size()
+    try:
+        unsent = transport.get_write_buffer_size()
+    except (AttributeError, NotImplementedError):  # a pipe to read from
+        raise UnsupportedConnectionError("cannot adopt a transport that only reads") from None
     if unsent:
         raise UnsupportedConnectionError(
             f"cannot adopt a transport with {unsent} bytes to send: wait until they are gone, "

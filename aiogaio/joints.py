@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aiogaio import attempts
 from aiogaio.core import SEND_REST, again, chain
 from aiogaio.errors import DeadlineExceededError
-from aiogaio.operation import Connect, Gate, Joint, Operation, Relay, start
+from aiogaio.operation import Connect, Fence, Gate, Joint, Operation, Relay, start
 from aiogaio.writes import Writes, behind_torn
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ class Joints(Writes):
             for queue in queues:
                 while queue and not isinstance(queue[0], Gate):
                     operation = queue.popleft()
-                    if not operation.completed:
+                    if isinstance(operation, Fence):
+                        record.remove_write(operation)
+                        operation.reached()
+                    elif not operation.completed:
                         self._withdraw(operation, again(error))
             joints = [queue[0].joint for queue in queues if queue and isinstance(queue[0], Gate)]
             if not joints:

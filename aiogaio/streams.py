@@ -283,7 +283,8 @@ class StreamRequests(Checks):
         ``a``. An end is passed on as an end, an error of either ends the whole. Nothing is taken
         that the other side does not take: memory stays flat. It is made by splice(2) where that
         works, else through one buffer for all relays of the watcher. Other requests on the two
-        wait until it is done.
+        wait until it is done. Both have to be open in both directions, as one end of a pipe is
+        not.
 
         :param timeout: seconds that may pass without a byte in either direction.
         :param deadline: a time of ``loop.time()`` at which it ends. If it is cut, bytes on their

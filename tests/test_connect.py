@@ -353,6 +353,23 @@ async def test_connect_armed_read_behind_it(watcher: Watcher, tcp: Place) -> Non
     assert type(armed.error) is EndOfStreamError
 
 
+async def test_connect_fails_while_somebody_drains(watcher: Watcher, full_unix: Place) -> None:
+    """Who drains is told, and stands in the queue; it is no result."""
+    conn = watcher.delegate(full_unix.socket())
+    ops = [watcher.connect(conn, full_unix.address), watcher.write(conn, b"1")]
+    draining = asyncio.ensure_future(watcher.drain())
+    await settle(3)
+    assert not draining.done()
+    ops.append(watcher.shutdown(conn))
+    watcher.cancel(ops[0])
+    async with asyncio.timeout(10):
+        await draining
+    assert await collect(watcher, 3) == ops
+    assert {type(op.error) for op in ops} == {OperationCancelledError}
+    assert watcher.pending(conn).requests == 0
+    await assert_nothing_more(watcher)
+
+
 async def test_connect_drain_waits_for_it(watcher: Watcher, full_unix: Place) -> None:
     op = watcher.connect(full_unix.socket(), full_unix.address)
     draining = asyncio.ensure_future(watcher.drain(op.conn))
@@ -395,7 +412,6 @@ async def test_D1_connect_under_way_ends_once(
     conn = watcher.delegate(full.socket())
     op = watcher.connect(conn, full.address, **ending.times())
     behind = [watcher.read(conn), watcher.write(conn, b"1", silent=True), watcher.shutdown(conn)]
-    await settle(3)
     assert not op.completed
     ending.act(watcher, op)
     results = await collect(watcher, 3 + 1)
@@ -574,30 +590,45 @@ async def _cancelled(watcher: Watcher, peer: socket.socket, read: Operation) -> 
     assert watcher.cancel(read)
 
 
+async def _armed_and_served(watcher: Watcher, peer: socket.socket, read: Operation) -> None:
+    await _served(watcher, peer, read)
+    assert (await one(watcher)).more
+    assert read.conn.peername is None
+    await _cancelled(watcher, peer, read)
+
+
 async def _expired(watcher: Watcher, peer: socket.socket, read: Operation) -> None:
     """Its timeout is short."""
 
 
-@pytest.mark.parametrize("multishot", [False, True], ids=["read", "armed"])
-@pytest.mark.parametrize("way", [_served, _cancelled, _expired])
+WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "served": (_served, {}),
+    "cancelled": (_cancelled, {}),
+    "expired": (_expired, {"timeout": SHORT}),
+    "armed, served": (_armed_and_served, {"multishot": True}),
+    "armed, cancelled": (_cancelled, {"multishot": True}),
+    "armed, expired": (_expired, {"multishot": True, "timeout": SHORT}),
+}
+
+
+@pytest.mark.parametrize(("way", "arguments"), WAYS.values(), ids=WAYS)
 async def test_S3_connect_waits_for_earlier_reads(
     watcher: Watcher,
     datagrams: tuple[socket.socket, socket.socket],
     way: Callable[..., Any],
-    multishot: bool,
+    arguments: dict[str, Any],
 ) -> None:
     ours, peer = datagrams
     conn = watcher.delegate(ours)
-    timeout = SHORT if way is _expired or multishot else None
-    read = watcher.read(conn, multishot=multishot, timeout=timeout)
+    read = watcher.read(conn, **arguments)
     connect = watcher.connect(conn, peer.getsockname())
     behind = watcher.write(conn, b"behind")
-    await settle(2)
+    if "timeout" not in arguments:
+        await settle(2)
     assert conn.peername is None
     assert watcher.pending(conn).requests == 3
     await way(watcher, peer, read)
-    results = await collect(watcher, 4 if multishot and way is _served else 3)
-    assert results[-3:] == [read, connect, behind]
+    assert await collect(watcher, 3) == [read, connect, behind]
     assert (connect.error, behind.error) == (None, None)
     assert conn.peername == peer.getsockname()
     assert peer.recv(10) == b"behind"

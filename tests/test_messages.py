@@ -1184,7 +1184,7 @@ async def test_sendmsg_with_packet_information_and_an_address(watcher: Watcher) 
         assert (data, sender[0]) == (b"ab", "127.0.0.2")
 
 
-async def test_ancillary_is_an_empty_list_where_nothing_came(watcher: Watcher) -> None:
+async def test_ancillary_is_empty_where_nothing_came(watcher: Watcher) -> None:
     ours, peer = pair("unix")
     with closing(peer):
         conn = watcher.delegate(ours)

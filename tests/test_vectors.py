@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,11 +48,10 @@ IOV_MAX = 1024
 
 
 def narrow_pair(kind: Callable[[], Any]) -> tuple[socket.socket, socket.socket]:
-    """A pair that takes only some KiB while nobody receives."""
+    """A pair that takes less than 100 KiB while nobody receives."""
     ours, peer = kind()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-    return ours, peer
+    return ours, peer  # a small SO_RCVBUF as well would cost 0.2 s for each window
 
 
 @dataclass
@@ -403,13 +404,15 @@ async def test_T3_writev_with_a_buffer_resized_in_the_middle_takes_those_behind_
     torn, behind = way.writev([b"x" * LONG, late]), way.write(b"behind")
     await until(lambda: torn.size > 0)
     late.clear()
-    content = await receive(way.peer, LONG)
+    received = await receive(way.peer, 300_000)
+    async with asyncio.timeout(10):
+        while not torn.completed:
+            received += await receive(way.peer, 1000)
+            await settle(1)
     assert await collect(way.watcher, 2) == [torn, behind]
     assert type(torn.error) is BufferError
-    assert torn.size == LONG
-    assert content == b"x" * LONG
     assert_torn(behind, torn.error)
-    await way.arrives_and_ends(b"")
+    await way.arrives_and_ends(b"x" * (torn.size - len(received)))
 
 
 async def test_B2_writev_with_a_released_view_fails_alone(stopped: Way) -> None:
@@ -750,7 +753,7 @@ async def test_queued_small_writes_complete_as_far_as_the_system_takes_them(room
             conn = watcher.delegate(ours)
             record = FakeRecord(room)
             writes = [new_write(conn, part, len(part), None, False) for part in parts]
-            for first, second in zip(writes, writes[1:], strict=False):
+            for first, second in pairwise(writes):
                 first._next = second
             waiting = list(writes)
             while len(waiting) > 1:
@@ -837,17 +840,11 @@ async def test_S3_queued_small_write_cut_in_the_middle_leaves_the_others_alone(
 
 
 async def test_queued_small_writes_that_are_sent_have_no_deadline_left(stopped: Way) -> None:
-    requests = [stopped.write(data, timeout=0.03) for data in SMALL[:8]]
+    requests = [stopped.write(data, timeout=10) for data in SMALL[:8]]
     await stopped.arrives(b"".join(SMALL[:8]))
     assert await collect(stopped.watcher, 8) == requests
-    await asyncio.sleep(0.04)
-    assert not stopped.watcher.poll_io()
     assert all(op.error is None for op in requests)
-    assert (
-        len(stopped.watcher._deadlines) == 0
-        if hasattr(stopped.watcher._deadlines, "__len__")
-        else True
-    )
+    assert stopped.watcher._deadlines.earliest() is None
 
 
 @pytest.mark.parametrize("position", [0, 1, 4, 8])
@@ -875,25 +872,30 @@ async def test_B2_queued_small_write_whose_buffer_is_gone_fails_alone(
         buffer.append(0)  # raises BufferError if somebody holds a view
 
 
-async def test_T3_small_write_torn_in_a_queue_takes_those_behind_with_it(watcher: Watcher) -> None:
+@pytest.mark.parametrize("how", CUTS)
+async def test_T3_small_write_torn_in_a_queue_takes_those_behind_with_it(
+    stopped: Way, how: str
+) -> None:
     """The first of those that were sent together and got only a part of its bytes out."""
-    ours, peer = narrow_pair(kind_of_pair())
-    with peer:
-        conn = watcher.delegate(ours)
-        requests = [watcher.write(conn, bytes([number]) * 3000) for number in range(100)]
-        await until(lambda: any(0 < op.size < 3000 for op in requests))
-        sent = 0
-        torn = next(op for op in requests if 0 < op.size < 3000)
-        position = requests.index(torn)
-        sent = position * 3000 + torn.size
-        watcher.cancel(torn)
-        assert await collect(watcher, 100) == requests
-        assert all(op.error is None and op.size == 3000 for op in requests[:position])
-        for op in requests[position + 1 :]:
-            assert_torn(op, torn.error)
-        watcher.free(conn)
-        content = b"".join(bytes([number]) * 3000 for number in range(100))
-        assert await drained(peer) == content[:sent]
+    cut, _, error = CUTS[how]
+    timeout = 0.15 if how == "deadline" else 10
+    parts = [bytes([number]) * 3000 for number in range(100)]
+    requests = [stopped.write(part, timeout=timeout) for part in parts]
+    await stopped.open()
+    content = b""
+    await settle(3)
+    while not any(0 < op.size < 3000 for op in requests):
+        content += await receive(stopped.peer, 1000)
+        await settle(3)
+    torn = next(op for op in requests if 0 < op.size < 3000)
+    position = requests.index(torn)
+    cut(stopped, torn)
+    assert await collect(stopped.watcher, 100) == requests
+    assert all(op.error is None and op.size == 3000 for op in requests[:position])
+    assert type(torn.error) is error
+    for op in requests[position + 1 :]:
+        assert_torn(op, torn.error)
+    await stopped.arrives_and_ends(b"".join(parts)[len(content) : position * 3000 + torn.size])
 
 
 async def test_queued_small_writes_to_a_peer_that_has_reset(watcher: Watcher) -> None:
@@ -970,8 +972,6 @@ async def test_drain_waits_behind_queued_small_writes(stopped: Way) -> None:
 async def test_S4_queued_small_writes_wait_while_the_system_is_short_of_memory(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     original, tries = Record.sendmsg, 0
 
     def short(*arguments: Any) -> int:
@@ -1047,16 +1047,13 @@ async def test_queued_writes_to_a_descriptor_of_packets_stay_apart(
             filling += 1
     conn = watcher.delegate(sink)
     requests = [watcher.write(conn, data) for data in SMALL[:5]]
-    received = []
+    received = [os.read(source, 1000) for _ in range(filling)]
     async with asyncio.timeout(10):
-        while len(received) < filling + 5:
+        while sum(map(len, received)) < filling + sum(map(len, SMALL[:5])):
             try:
                 received.append(os.read(source, 1000))
             except BlockingIOError:
                 await asyncio.sleep(0)
-            assert sum(map(len, received)) <= filling + sum(map(len, SMALL[:5]))
-            if sum(map(len, received)) == filling + sum(map(len, SMALL[:5])):
-                break
     assert received == [b"x"] * filling + SMALL[:5]
     assert await collect(watcher, 5) == requests
     watcher.free(conn)

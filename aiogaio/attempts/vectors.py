@@ -116,8 +116,8 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
 
     ``None`` if there is only one to send. Raises :exc:`OSError` for all but EAGAIN.
     """
-    if record.type != socket.SOCK_STREAM:
-        return None
+    if record.type != socket.SOCK_STREAM or record.family == socket.AF_UNSPEC:
+        return None  # of messages, or a descriptor for which each write(2) may be one
     batch: list[Write] = []
     parts: list[memoryview | bytes] = []
     room = 0
