@@ -458,14 +458,21 @@ async def test_S2_drain_of_a_stranger_raises(watcher: Watcher, pair: Pairs, poll
             assert sock.fileno() >= 0
 
 
+async def behind_a_thread(
+    watcher: Watcher, conn: Connection, then: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Another thread asks for a write, and the loop has not come for it yet."""
+    thread = threading.Thread(target=lambda: watcher.threadsafe.write(conn, bytes(LONG)))
+    thread.start()
+    thread.join(10)
+    await then()
+
+
 async def test_drain_waits_for_what_other_threads_have_asked_for(
     watcher: Watcher, pair: Pairs
 ) -> None:
     conn, peer = pair(watcher)
-    thread = threading.Thread(target=lambda: watcher.threadsafe.write(conn, bytes(LONG)))
-    thread.start()
-    thread.join(10)
-    task = await begun(watcher.drain())
+    task = await begun(behind_a_thread(watcher, conn, watcher.drain))
     assert not task.done()
     await receive(peer, LONG)
     await ends(task)
@@ -687,10 +694,7 @@ async def test_aclose_takes_along_what_other_threads_have_asked_for(
     watcher: Watcher, pair: Pairs
 ) -> None:
     conn, peer = pair(watcher)
-    thread = threading.Thread(target=lambda: watcher.threadsafe.write(conn, bytes(LONG)))
-    thread.start()
-    thread.join(10)
-    task = await begun(watcher.aclose())
+    task = await begun(behind_a_thread(watcher, conn, watcher.aclose))
     await receive(peer, LONG)
     await ends(task)
     (write,) = watcher.poll_io()

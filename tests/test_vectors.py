@@ -249,6 +249,7 @@ class FakeRecord:
 
     family = socket.AF_INET
     type = socket.SOCK_STREAM
+    family = socket.AF_UNIX
     writable = True
 
     def __init__(self, room: int) -> None:
