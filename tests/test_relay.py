@@ -45,6 +45,7 @@ from tests.probes import (
     fill,
     half_closed,
     hung_up,
+    in_a_child,
     open_descriptors,
     receive,
     recorded_warnings,
@@ -1252,6 +1253,26 @@ async def test_O5_relay_pipe_with_bytes_in_it_is_never_used_again(
     sending = asyncio.create_task(send(other.near, PAYLOAD))
     assert await receive(other.far, len(PAYLOAD)) == PAYLOAD
     await sending
+
+
+async def test_O5_relay_leaves_no_pipe_in_the_child_of_a_fork(watcher: Watcher, lay: Lay) -> None:
+    before = pipes()
+    line = lay(watcher, unix_pair)
+    relay = line.relay()
+    taken = await flood(line.near)
+    held = pipes() - before
+    assert held
+
+    def look() -> None:
+        assert not held & pipes()
+
+    in_a_child(look)
+    assert held <= pipes()  # the parent goes on
+    assert await receive(line.far, taken) == bytes(taken)
+    await line.carries()
+    line.end()
+    assert await one(watcher) is relay
+    assert relay.sizes == (taken + 5, 4)
 
 
 async def test_O3_relay_keeps_its_connections_alive(watcher: Watcher) -> None:
