@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -214,10 +215,10 @@ class StreamRequests(Checks):
         if count == 0:
             raise EmptyBufferError("count is 0: send at least 1 byte")
         mode = getattr(file, "mode", "b")
-        if isinstance(mode, str) and "b" not in mode:
+        if isinstance(file, io.TextIOBase) or (isinstance(mode, str) and "b" not in mode):
             raise ValueError("the file is opened as text: open it with mode 'rb'")
         due = self._due(timeout, deadline)
-        copying = _has_no_descriptor(file)
+        copying = _must_be_read(file)
         self._check_limits(conn)
         connection = self._stream_of(conn)
         operation = start(SendFile(), OpType.WRITE, connection, context)
@@ -371,12 +372,16 @@ class StreamRequests(Checks):
             raise UnsupportedConnectionError(f"{conn!r} is no stream: use read() and write()")
 
 
-def _has_no_descriptor(file: Any) -> bool:
-    """Whether a file has to be read; raises if it cannot be."""
-    try:
+def _must_be_read(file: Any) -> bool:
+    """Whether the system cannot send from this file; raises if it cannot be read either."""
+    if getattr(file, "closed", False) is True:
+        raise ValueError("the file is closed: pass an open one")
+    # What has a descriptor may have other bytes than it: a GzipFile shows that of the packed file.
+    raw = getattr(file, "raw", file)
+    readable = callable(getattr(file, "read", None)) and callable(getattr(file, "seek", None))
+    if isinstance(raw, io.FileIO) or (not readable and hasattr(file, "fileno")):
         file.fileno()
-    except (AttributeError, OSError):
-        if not callable(getattr(file, "read", None)) or not callable(getattr(file, "seek", None)):
-            raise TypeError(f"not a file: {file!r}") from None
-        return True
-    return False
+        return False
+    if not readable:
+        raise TypeError(f"not a file: {file!r}")
+    return True

@@ -1277,3 +1277,33 @@ async def test_D4_closed_while_the_multishot_accept_has_clients(watcher: Watcher
         assert end is armed
         assert all(o.accepted.closed for o in accepted)
         assert watcher.statistics().connections == 0
+
+
+async def test_P2_large_messages_come_in_small_batches_and_small_ones_in_large() -> None:
+    """What a turn receives has to be in the processor's cache when the program sends it on."""
+    with contextlib.ExitStack() as stack:
+        async with Watcher(poller="epoll") as watcher:
+            clients = []
+            for _ in range(64):
+                server, client = unix_pair()
+                clients.append(stack.enter_context(client))
+                watcher.read(watcher.delegate(server), multishot=True)
+
+            def sizes_of_batches(message: bytes) -> list[int]:
+                for client in clients:
+                    client.sendall(message)
+                sizes: list[int] = []
+                while sum(sizes) < len(clients):
+                    batch = watcher.poll_io()
+                    assert batch, sizes
+                    assert all(operation.data == message for operation in batch)
+                    sizes.append(len(batch))
+                return sizes
+
+            assert sizes_of_batches(b"small") == [64]
+            for _ in range(3):
+                large = sizes_of_batches(bytes(16384))
+            assert max(large) <= 16, large
+            for _ in range(3):
+                small = sizes_of_batches(b"small")
+            assert small == [64]

@@ -27,6 +27,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
+from aiogaio.statistics import Pending
 from tests.probes import drained, hung_up, open_descriptors, receive, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
@@ -81,6 +82,7 @@ async def open_line(watcher: Watcher, pair: Callable[[], Any]) -> AsyncIterator[
         watcher.free(line.conn)
         assert not [op for op in watcher.poll_io() if op.completed and op.error is None]
         assert watcher.statistics().pending == 0
+        assert watcher.pending(line.conn) == Pending(0, 0)
 
 
 @pytest_asyncio.fixture

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import errno
+import gzip
 import io
+import lzma
 import os
 import random
 import socket
@@ -31,6 +34,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
+from aiogaio.statistics import Pending
 from tests.probes import (
     drained,
     fill,
@@ -57,7 +61,7 @@ SMALL = CONTENT[:5000]
 
 @dataclass
 class Way:
-    """A connection and its peer: TCP with the loop's debug mode off, a small Unix pair with it on."""
+    """A connection that takes little, and its peer."""
 
     watcher: Watcher
     conn: Connection
@@ -102,10 +106,12 @@ async def open_way(
         watcher.free(way.conn)
         assert not [op for op in watcher.poll_io() if op.error is None]
         assert watcher.statistics().pending == 0
+        assert watcher.pending(way.conn) == Pending(0, 0)
 
 
 @pytest_asyncio.fixture
 async def way(watcher: Watcher) -> AsyncIterator[Way]:
+    """TCP with the loop's debug mode off, Unix with it on."""
     if asyncio.get_running_loop().get_debug():
         ours, peer = small_pair()
     else:
@@ -275,11 +281,12 @@ async def test_sendfile_reads_where_the_system_refuses(
     way: Way, large: Any, monkeypatch: pytest.MonkeyPatch, number: int, working: int
 ) -> None:
     """Also if it finds that late: what is sent already is not sent again."""
-    original, calls = os.sendfile, 0
+    original, calls, refused = os.sendfile, 0, 0
 
     def refusing(*arguments: int) -> int:
-        nonlocal calls
+        nonlocal calls, refused
         if calls >= working:
+            refused += 1
             raise OSError(number, os.strerror(number))
         sent = original(*arguments)
         calls += 1
@@ -291,12 +298,15 @@ async def test_sendfile_reads_where_the_system_refuses(
     assert await receive(way.peer, count) == CONTENT[1000 : 1000 + count]
     assert await one(way.watcher) is op
     assert (op.error, op.size) == (None, count)
+    assert refused == 1, "it asks once"
 
 
 async def test_sendfile_of_a_large_file_to_a_slow_reader(
     way: Way, source: Callable[[bytes], Any]
 ) -> None:
     op = way.sendfile(source(CONTENT))
+    # A file's bytes are not in memory: they do not count.
+    assert way.watcher.pending(way.conn) == Pending(1, 0)
     rng = random.Random(3)
     received = bytearray()
     while len(received) < len(CONTENT):
@@ -308,21 +318,18 @@ async def test_sendfile_of_a_large_file_to_a_slow_reader(
     assert way.watcher.statistics().bytes_written == len(CONTENT)
 
 
-async def test_sendfile_needs_no_memory_for_the_file(watcher: Watcher, tmp_path: Path) -> None:
-    size = 64 << 20
+@pytest.mark.parametrize("copied", [False, True])
+async def test_sendfile_needs_no_memory_for_the_file(
+    way: Way, tmp_path: Path, copied: bool
+) -> None:
     with (tmp_path / "sparse").open("w+b") as file:
-        file.truncate(size)
-        ours, peer = small_pair()
-        with peer, traced() as grown:
-            for sent in (file, _Readable(file)):
-                conn = watcher.delegate(ours) if sent is file else conn
-                op = watcher.sendfile(conn, sent)
-                await until(lambda op=op: op.size > 0)
-                assert grown() < 2 << 20
-                watcher.cancel(op)
-                await one(watcher)
-                del op
-        watcher.free(conn)
+        file.truncate(64 << 20)
+        with traced() as grown:
+            op = way.sendfile(_Readable(file) if copied else file)
+            await until(lambda: op.size > 0)
+            assert grown() < 2 << 20
+            way.watcher.cancel(op)
+            assert await one(way.watcher) is op
 
 
 class _Readable:
@@ -333,17 +340,23 @@ class _Readable:
 
 
 async def test_sendfile_of_any_file(way: Way, tmp_path: Path) -> None:
-    with (tmp_path / "mixed").open("w+b") as file, tempfile.TemporaryFile() as temporary:
-        for one_of_them in (file, temporary, _Readable(file)):
-            if one_of_them is not file and one_of_them is not temporary:
-                await way.sent(way.sendfile(one_of_them), SMALL)
-                continue
-            one_of_them.write(SMALL)
-            one_of_them.flush()
-            await way.sent(way.sendfile(one_of_them), SMALL)
+    with (tmp_path / "mixed").open("w+b") as mixed, tempfile.TemporaryFile() as temporary:
+        for file in (mixed, temporary):
+            file.write(SMALL)
+            file.flush()
+            await way.sent(way.sendfile(file), SMALL)
+            await way.sent(way.sendfile(_Readable(file)), SMALL)
     with tempfile.SpooledTemporaryFile(max_size=100) as spooled:
         spooled.write(SMALL[:50])
         await way.sent(way.sendfile(spooled), SMALL[:50])
+
+
+@pytest.mark.parametrize("module", [bz2, gzip, lzma])
+async def test_sendfile_sends_what_the_file_gives(way: Way, tmp_path: Path, module: Any) -> None:
+    """Not what stands in the one below."""
+    path = written(tmp_path / "compressed", module.compress(SMALL))
+    with module.open(path) as file:
+        await way.sent(way.sendfile(file, 5, 4000), SMALL[5:4005])
 
 
 async def test_sendfile_to_a_pipe(watcher: Watcher, small: Any) -> None:

@@ -32,7 +32,8 @@ from aiogaio import (
 from aiogaio.attempts import vectors
 from aiogaio.checks import new_vector, new_write, parts_of
 from aiogaio.connection import Record
-from aiogaio.operation import WriteV
+from aiogaio.operation import Write, WriteV
+from aiogaio.statistics import Pending
 from tests.probes import drained, fill, hung_up, receive, small_pair, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
@@ -114,6 +115,7 @@ async def open_way(
         watcher.free(way.conn)
         assert not [op for op in watcher.poll_io() if op.error is None]
         assert watcher.statistics().pending == 0
+        assert watcher.pending(way.conn) == Pending(0, 0)
 
 
 @pytest_asyncio.fixture
@@ -249,7 +251,6 @@ class FakeRecord:
 
     family = socket.AF_INET
     type = socket.SOCK_STREAM
-    family = socket.AF_UNIX
     writable = True
 
     def __init__(self, room: int) -> None:
@@ -757,6 +758,33 @@ async def test_queued_small_writes_of_a_long_queue_take_few_calls(
     assert {op.size for op in requests} == {10}
 
 
+def chained(conn: Connection, parts: list[Any]) -> list[Write]:
+    """Writes that stand one behind the other."""
+    writes = [new_write(conn, part, len(part), None, False) for part in parts]
+    for first, second in pairwise(writes):
+        first._next = second
+    return writes
+
+
+async def test_queued_small_write_whose_buffer_is_its_old_self_again_is_sent(
+    watcher: Watcher,
+) -> None:
+    """When its turn comes it counts, and not before."""
+    ours, peer = unix_pair()
+    with peer:
+        conn = watcher.delegate(ours)
+        buffer = bytearray(b"cd")
+        writes = chained(conn, [b"a", b"b", buffer, b"e"])
+        buffer.append(0)
+        record = FakeRecord(100)
+        assert vectors.send_queued(record, writes[0]) == (2, writes[:2])  # type: ignore[arg-type]
+        assert writes[2].error is None
+        del buffer[-1:]
+        assert vectors.send_queued(record, writes[2]) == (3, writes[2:])  # type: ignore[arg-type]
+        assert record.sent == b"abcde"
+        watcher.free(conn)
+
+
 @pytest.mark.parametrize("room", range(1, 26))
 async def test_queued_small_writes_complete_as_far_as_the_system_takes_them(room: int) -> None:
     """Wherever the system stops: each has the size that is its own."""
@@ -766,9 +794,7 @@ async def test_queued_small_writes_complete_as_far_as_the_system_takes_them(room
         with peer:
             conn = watcher.delegate(ours)
             record = FakeRecord(room)
-            writes = [new_write(conn, part, len(part), None, False) for part in parts]
-            for first, second in pairwise(writes):
-                first._next = second
+            writes = chained(conn, parts)
             waiting = list(writes)
             while len(waiting) > 1:
                 answer = vectors.send_queued(record, waiting[0])  # type: ignore[arg-type]

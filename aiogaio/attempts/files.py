@@ -71,4 +71,4 @@ def _read_some(operation: SendFile, position: int, left: int) -> bytes:
     data = file.read(left)
     if not isinstance(data, bytes):
         raise TypeError(f"the file's read() returned {type(data).__name__!r}: open it as binary")
-    return data
+    return data[:left]
