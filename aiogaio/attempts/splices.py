@@ -38,10 +38,11 @@ class Pipes:
     A pipe is taken while there are bytes in it, so that an idle relay holds none.
     """
 
-    __slots__ = ("_free", "buffer")
+    __slots__ = ("_all", "_free", "buffer")
 
     def __init__(self) -> None:
         self._free: list[tuple[int, int]] = []
+        self._all: set[tuple[int, int]] = set()
         self.buffer: bytearray = bytearray(_LITTLE)
 
     def take(self) -> tuple[int, int]:
@@ -49,6 +50,7 @@ class Pipes:
         if self._free:
             return self._free.pop()
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._all.add(pipe)
         try:
             fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, _STEP)
         except OSError:  # more than this user may have: it works with less
@@ -59,11 +61,18 @@ class Pipes:
         """Take back a pipe that is empty again."""
         self._free.append(pipe)
 
-    def close(self) -> None:
-        """Close those that nobody has taken."""
-        while self._free:
-            for descriptor in self._free.pop():
+    def drop(self, pipe: tuple[int, int]) -> None:
+        """Close a pipe that was taken, with what is in it."""
+        if pipe in self._all:
+            self._all.remove(pipe)
+            for descriptor in pipe:
                 os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._free.clear()
+        for pipe in list(self._all):
+            self.drop(pipe)
 
 
 class Way:
@@ -133,8 +142,7 @@ class Way:
     def close(self) -> None:
         """Give up; bytes on their way are lost."""
         if self._pipe is not None:
-            for descriptor in self._pipe:
-                os.close(descriptor)
+            self._pipes.drop(self._pipe)
             self._pipe = None
         self._held, self._rest = 0, b""
 
