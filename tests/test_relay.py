@@ -903,7 +903,7 @@ async def test_D1_relay_that_is_taken_away_completes_once(
     relay = line.relay()
     if state == "held":
         await flood(line.near)
-        assert len(pipes() - before) == 2
+        assert any(way.sends for way in relay.ways)  # in a pipe or, if it is little, in memory
     act(line, relay)
     results = [op for op in await collect_until(watcher, relay) if op not in others]
     assert results == [relay]
