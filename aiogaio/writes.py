@@ -257,6 +257,7 @@ class Writes(Reads):
             self._count_bytes(record, -_bytes_left(follower))
             self._drop(follower, behind_torn(doomed[1]))
         self._put_off(record)
+        self._schedule_turn()  # it may be that nobody else makes one
 
 
 def behind_torn(cause: Exception) -> OperationCancelledError:

@@ -670,10 +670,9 @@ async def test_aclose_gives_up_a_relay_when_the_grace_runs_out(
 ) -> None:
     (first, near), (second, far) = pair(watcher), pair(watcher)
     relay = watcher.relay(first, second)
-    task = await begun(watcher.aclose(0.02))
     near.sendall(b"x")
     assert await receive(far, 1) == b"x"
-    await ends(task)
+    await watcher.aclose(0.02)
     assert watcher.poll_io() == [relay]
     assert type(relay.error) is WatcherClosedError
     assert relay.sizes == (1, 0)
