@@ -193,7 +193,8 @@ class StreamRequests(Checks):
         """Request to send a part of a file (sendfile(2)); completes as ``WRITE``.
 
         Where the system cannot send from it, the file is read and sent: then its position moves.
-        Reading may wait for the disk. The file stays open until the operation completes.
+        Reading may wait for the disk. The file stays open until the operation completes; what a
+        program has written to it and not flushed is not in it yet.
 
         :param file: a file opened as binary; without a ``fileno()``, one that can seek.
         :param offset: bytes from its beginning.
@@ -281,7 +282,8 @@ class StreamRequests(Checks):
         """Request to send what comes on each of two streams to the other, until both have ended.
 
         Completes as ``RELAY`` with the bytes of both directions in ``op.sizes``, ``op.conn`` is
-        ``a``. An end is passed on as an end, an error of either ends the whole. Nothing is taken
+        ``a``. An end is passed on as an end, an error of either ends the whole (the loop poller
+        sees that of a side that has ended when there is something to send to it). Nothing is taken
         that the other side does not take: memory stays flat. It is made by splice(2) where that
         works, else through one buffer for all relays of the watcher. Other requests on the two
         wait until it is done. Both have to be open in both directions, as one end of a pipe is

@@ -56,8 +56,8 @@ def quick() -> list[Scenario]:
 
 
 def full() -> list[Scenario]:
-    """Under an hour, with five rounds."""
-    load = Load(seconds=0.8)
+    """About twenty minutes, with five rounds."""
+    load = Load(seconds=0.5, warmup=0.2)
     return [*headlines(load), *regression(), *grid(load), *others(load)]
 
 

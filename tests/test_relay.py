@@ -171,13 +171,14 @@ async def send(peer: socket.socket, data: bytes) -> None:
 
 
 async def flood(peer: socket.socket) -> int:
-    """Send until nothing has been taken for a while; how much was."""
+    """Send until nothing has been taken for a while, in time and in turns; how much was."""
     loop = asyncio.get_running_loop()
-    total, last = 0, loop.time()
+    total, last, turns = 0, loop.time(), 0
     async with asyncio.timeout(20):
-        while loop.time() < last + 0.02:
+        while turns < 15 or loop.time() < last + 0.02:
+            turns += 1
             if count := fill(peer):
-                total, last = total + count, loop.time()
+                total, last, turns = total + count, loop.time(), 0
             await asyncio.sleep(0.001)
     return total
 
