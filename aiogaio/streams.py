@@ -289,7 +289,7 @@ class StreamRequests(Checks):
         wait until it is done. Both have to be open in both directions, as one end of a pipe is
         not.
 
-        :param timeout: seconds that may pass without a byte in either direction.
+        :param timeout: seconds that may pass without a byte in either direction, from the call on.
         :param deadline: a time of ``loop.time()`` at which it ends. If it is cut, bytes on their
             way are lost: ``op.sizes`` counts those sent. Free both.
         :raises ValueError: ``a`` is ``b``, a negative or NaN time, or both times.
