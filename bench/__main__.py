@@ -40,6 +40,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _write_report(results: Results, stem: str) -> None:
+    for old in RESULTS.glob(f"{stem}-*.png"):  # of an earlier run by this name
+        old.unlink()
     try:
         charts = draw(results, RESULTS, stem)
     except ImportError:
