@@ -83,7 +83,7 @@ def duplicate(source: object, check: Callable[..., None]) -> FileRecord | socket
     if not _can_be_awaited(number):
         raise UnsupportedConnectionError(
             f"cannot delegate descriptor {number}: it is a plain file or another one that is "
-            "always ready; sendfile() sends it, and a thread can read and write it"
+            "always ready; use sendfile() to send it, or a thread"
         )
     return FileRecord.duplicate_of(number)
 
