@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiogaio import attempts
 from aiogaio.core import SEND_REST, again, chain
-from aiogaio.errors import DeadlineExceededError
-from aiogaio.operation import Connect, Fence, Gate, Joint, Operation, Relay, start
+from aiogaio.operation import Connect, Gate, Joint, Operation, Relay, start
 from aiogaio.writes import Writes, behind_torn
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Joints(Writes):
         self._undisturbed(lambda: self._advance_joint(joint))
         if not joint.completed and due is not None:
             if due <= self._loop.time():
-                self._end_joint(joint, DeadlineExceededError("the operation's deadline has passed"))
+                self._expire(joint)
             else:
                 self._add_deadline(joint, due)
         self._settle()
@@ -107,10 +106,7 @@ class Joints(Writes):
             for queue in queues:
                 while queue and not isinstance(queue[0], Gate):
                     operation = queue.popleft()
-                    if isinstance(operation, Fence):
-                        record.remove_write(operation)
-                        operation.reached()
-                    elif not operation.completed:
+                    if not operation.completed:
                         self._withdraw(operation, again(error))
             joints = [queue[0].joint for queue in queues if queue and isinstance(queue[0], Gate)]
             if not joints:

@@ -283,7 +283,7 @@ class Proactor(Joints):
             self._end_joint(operation, error)
             return
         record = operation.conn._record
-        if isinstance(operation, Write | Shutdown):
+        if isinstance(operation, Write | Shutdown | Fence):
             self._withdraw_write(record, operation, error)
             if type(record.writes) in AT_ONCE:
                 record.writable = True

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiogaio.writes import bytes_left
+
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from aiogaio.connection import Connection
+    from aiogaio.connection import Connection, Record
     from aiogaio.operation import Operation
     from aiogaio.watcher import Watcher
 
@@ -46,12 +49,7 @@ class ThreadSafe:
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
-            record = operation.conn._record
-            watcher._post_request(
-                record,
-                lambda: watcher._enter_read(record, operation, due),
-                0,
-            )
+            self._post(watcher._enter_read, operation, due)
         return operation
 
     def read_full(
@@ -67,12 +65,7 @@ class ThreadSafe:
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
-            record = operation.conn._record
-            watcher._post_request(
-                record,
-                lambda: watcher._enter_read(record, operation, due),
-                0,
-            )
+            self._post(watcher._enter_read, operation, due)
         return operation
 
     def write(
@@ -96,12 +89,7 @@ class ThreadSafe:
                 data = view.tobytes()
         with watcher._inbox.lock:
             operation, due = watcher._make_write(conn, data, context, timeout, deadline, silent)
-            record = operation.conn._record
-            watcher._post_request(
-                record,
-                lambda: watcher._enter_write(record, operation, due),
-                operation.length,
-            )
+            self._post(watcher._enter_write, operation, due)
         return operation
 
     def accept(
@@ -117,12 +105,7 @@ class ThreadSafe:
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
-            record = operation.conn._record
-            watcher._post_request(
-                record,
-                lambda: watcher._enter_read(record, operation, due),
-                0,
-            )
+            self._post(watcher._enter_read, operation, due)
         return operation
 
     def cancel(self, op: Operation) -> None:
@@ -139,3 +122,14 @@ class ThreadSafe:
             watcher.free(conn)
         else:
             watcher._post_quietly(lambda: watcher._free(connection._record))
+
+    def _post(
+        self,
+        enter: Callable[[Record, Any, float | None], None],
+        operation: Operation,
+        due: float | None,
+    ) -> None:
+        """Post a request that was made; the inbox's lock is held since."""
+        record = operation.conn._record
+        count = bytes_left(operation)
+        self._watcher._post_request(record, lambda: enter(record, operation, due), count)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiogaio import attempts
 from aiogaio.core import SEND_REST, again
-from aiogaio.errors import DeadlineExceededError, OperationCancelledError
+from aiogaio.errors import OperationCancelledError
 from aiogaio.operation import (
     Fence,
     Gate,
@@ -44,7 +44,7 @@ class Writes(Reads):
             if isinstance(operation, Write) and operation.silent:
                 attempts.keep_rest(operation)
             self._post_request(
-                record, lambda: self._enter_write(record, operation, due), _bytes_left(operation)
+                record, lambda: self._enter_write(record, operation, due), bytes_left(operation)
             )
         else:
             self._direct = self._fast
@@ -60,7 +60,7 @@ class Writes(Reads):
         silent = isinstance(operation, Write) and operation.silent
         first = record.writes is None
         record.append_write(operation)
-        self._count_bytes(record, _bytes_left(operation))
+        self._count_bytes(record, bytes_left(operation))
         if record.torn is not None:
             record.doomed = operation, record.torn
             self._cancel_doomed(record)
@@ -77,9 +77,7 @@ class Writes(Reads):
                 self._put_off(record)
         if not operation.completed:
             if overdue:
-                self._withdraw_write(
-                    record, operation, DeadlineExceededError("the operation's deadline has passed")
-                )
+                self._expire(operation)
             else:
                 if silent:
                     attempts.keep_rest(operation)  # type: ignore[arg-type]
@@ -222,7 +220,7 @@ class Writes(Reads):
         If it was cut after a part of it was sent, what stands behind it must not follow on the
         wire: it is cancelled too, and so is all that comes before the program knows.
         """
-        self._count_bytes(record, -_bytes_left(operation))
+        self._count_bytes(record, -bytes_left(operation))
         if error is None and isinstance(operation, Write) and operation.silent:
             operation.completed = True
             self._silent += 1
@@ -254,7 +252,7 @@ class Writes(Reads):
             if doomed is None or follower is None:
                 return
             record.remove_write(follower)
-            self._count_bytes(record, -_bytes_left(follower))
+            self._count_bytes(record, -bytes_left(follower))
             self._drop(follower, behind_torn(doomed[1]))
         self._put_off(record)
         self._schedule_turn()  # it may be that nobody else makes one
@@ -269,7 +267,7 @@ def behind_torn(cause: Exception) -> OperationCancelledError:
     return error
 
 
-def _bytes_left(operation: Operation) -> int:
+def bytes_left(operation: Operation) -> int:
     """Bytes of the caller's, or copied from them, that are still to be sent."""
     if isinstance(operation, Write) and type(operation) is not SendFile:
         return operation.length - operation.size + operation.skipped
