@@ -15,11 +15,13 @@ import threading
 import traceback
 import tracemalloc
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from aiogaio import Connection
+from aiogaio import Connection, Watcher
+from tests.support import settle
 
 try:
     import uvloop
@@ -322,3 +324,42 @@ def in_a_child(action: Callable[[], None]) -> None:
         os.close(read_end)
         os.waitpid(pid, 0)
     assert report == b"ok", report.decode()
+
+
+def open_kinds() -> Counter[str]:
+    """What is open, by kind: uvloop opens its pair for signals anew now and then.
+
+    libuv keeps /dev/null in reserve, from its first transport on.
+    """
+    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_descriptors()]
+    return Counter(name.partition(":")[0] for name in names if name != "/dev/null")
+
+
+@asynccontextmanager
+async def sealed(poller: str) -> AsyncIterator[Watcher]:
+    """A watcher that ends with nothing pending, and leaves no descriptor of any kind behind."""
+    before = open_kinds()
+    async with Watcher(poller=poller) as watcher:
+        yield watcher
+    watcher.poll_io()
+    figures = watcher.statistics()
+    assert (figures.pending, figures.connections) == (0, 0)
+    await settle(3)
+    assert open_kinds() <= before
+
+
+Pair = tuple[Connection, socket.socket]
+Pairs = Callable[..., Pair]
+
+
+@contextmanager
+def delegating() -> Iterator[Pairs]:
+    """Delegates one end of a pair that takes little; the other is closed after the test."""
+    with ExitStack() as stack:
+
+        def make(watcher: Watcher, kind: Callable[[], Any] = small_pair) -> Pair:
+            ours, peer = kind()
+            stack.enter_context(peer)
+            return watcher.delegate(ours), peer
+
+        yield make

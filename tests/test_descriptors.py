@@ -16,7 +16,6 @@ import stat
 import struct
 import time
 import tty
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +46,7 @@ from tests.probes import (
     receive,
     recorded_warnings,
     resource_warnings,
+    sealed,
     unread,
     until,
 )
@@ -58,26 +58,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWar
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def open_kinds() -> Counter[str]:
-    """What is open, by kind: uvloop opens its pair for signals anew now and then.
-
-    libuv keeps /dev/null in reserve, from its first transport on.
-    """
-    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_descriptors()]
-    return Counter(name.partition(":")[0] for name in names if name != "/dev/null")
-
-
 @pytest_asyncio.fixture
 async def watcher(poller: str) -> AsyncIterator[Watcher]:
-    """A watcher that ends with nothing pending, and leaves no descriptor of any kind behind."""
-    before = open_kinds()
-    async with Watcher(poller=poller) as watcher:
+    async with sealed(poller) as watcher:
         yield watcher
-    watcher.poll_io()
-    figures = watcher.statistics()
-    assert (figures.pending, figures.connections) == (0, 0)
-    await settle(3)
-    assert open_kinds() <= before
 
 
 class Pipe:

@@ -7,7 +7,6 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -23,7 +22,16 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.probes import drained, is_open, open_descriptors, receive, small_pair, until
+from tests.probes import (
+    Pairs,
+    delegating,
+    drained,
+    is_open,
+    open_descriptors,
+    receive,
+    small_pair,
+    until,
+)
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
@@ -34,20 +42,10 @@ pytestmark = [
 
 LONG = 100_000  # more than a small pair takes
 
-Pair = tuple[Connection, socket.socket]
-Pairs = Callable[..., Pair]
-
 
 @pytest.fixture
 def pair() -> Iterator[Pairs]:
-    """Delegates one end of a pair that takes little; the other is closed after the test."""
-    with ExitStack() as stack:
-
-        def make(watcher: Watcher, kind: Callable[[], Any] = small_pair) -> Pair:
-            ours, peer = kind()
-            stack.enter_context(peer)
-            return watcher.delegate(ours), peer
-
+    with delegating() as make:
         yield make
 
 

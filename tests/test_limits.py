@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from aiogaio import (
     UnsupportedConnectionError,
     Watcher,
 )
-from tests.probes import hung_up, receive, small_pair, unread, until
+from tests.probes import Pairs, delegating, hung_up, receive, small_pair, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
@@ -36,20 +36,10 @@ pytestmark = [
 
 LONG = 100_000  # more than a small pair takes
 
-Pair = tuple[Connection, socket.socket]
-Pairs = Callable[..., Pair]
-
 
 @pytest.fixture
 def pair() -> Iterator[Pairs]:
-    """Delegates one end of a pair that takes little; the other is closed after the test."""
-    with ExitStack() as stack:
-
-        def make(watcher: Watcher, kind: Callable[[], Any] = small_pair) -> Pair:
-            ours, peer = kind()
-            stack.enter_context(peer)
-            return watcher.delegate(ours), peer
-
+    with delegating() as make:
         yield make
 
 

@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import struct
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.probes import LONG, open_descriptors, small_pair, unread, until
+from tests.probes import LONG, sealed, small_pair, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
@@ -60,26 +59,10 @@ if has_ipv6():
 PAIRS = [*LOCAL, "unix", "seqpacket"]
 
 
-def open_kinds() -> Counter[str]:
-    """What is open, by kind: uvloop opens its pair for signals anew now and then.
-
-    libuv keeps /dev/null in reserve, from its first transport on.
-    """
-    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_descriptors()]
-    return Counter(name.partition(":")[0] for name in names if name != "/dev/null")
-
-
 @pytest_asyncio.fixture
 async def watcher(poller: str) -> AsyncIterator[Watcher]:
-    """A watcher that ends with nothing pending, and leaves no descriptor of any kind behind."""
-    before = open_kinds()
-    async with Watcher(poller=poller) as watcher:
+    async with sealed(poller) as watcher:
         yield watcher
-    watcher.poll_io()
-    figures = watcher.statistics()
-    assert (figures.pending, figures.connections) == (0, 0)
-    await settle(3)
-    assert open_kinds() <= before
 
 
 @contextmanager
