@@ -65,6 +65,7 @@ class Record(_socket.socket):
         "readable",
         "reads",
         "reads_tail",
+        "refusal",
         "rest",
         "short_is_empty",
         "torn",
@@ -117,6 +118,8 @@ class Record(_socket.socket):
         self.latched: OSError | None = None
         # The error of a write that was cut in the middle, until its result has been handed over.
         self.torn: Exception | None = None
+        # The error of a connect that failed, until its result has been handed over.
+        self.refusal: Exception | None = None
         # The last of the writes behind it that are still to be cancelled, and the cause.
         self.doomed: tuple[Operation, Exception] | None = None
 
@@ -171,6 +174,7 @@ class Record(_socket.socket):
             and self.type == socket.SOCK_STREAM
             and self.rest is None
             and self.hangups is None
+            and self.refusal is None
         )
 
     # The tails are set only while a queue holds two operations or more.

@@ -255,11 +255,13 @@ class Core:
             self._signal.wake()
 
     def _admit(self, record: Record, operation: Operation) -> bool:
-        """False, and the operation completed, if the connection is closed."""
-        if record.open:
+        """False, and the operation completed, if the connection is closed, or never came to be."""
+        if record.open and record.refusal is None:
             return True
-        if self._closed:  # it was submitted by another thread and close() came first
-            error: Exception = WatcherClosedError("the watcher was closed before the request came")
+        if record.open and record.refusal is not None:
+            error: Exception = again(record.refusal)
+        elif self._closed:  # it was submitted by another thread and close() came first
+            error = WatcherClosedError("the watcher was closed before the request came")
         else:
             error = ConnectionFreedError("the connection was freed before the request")
         self._finish(operation, error)
@@ -326,7 +328,9 @@ class Core:
 
 def again(error: Exception) -> Exception:
     """The same error once more: each operation has its own, since a program may raise it."""
-    return type(error)(*error.args)
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def chain(operation: Operation | None) -> list[Operation]:

@@ -51,7 +51,11 @@ def is_listening(sock: socket.socket) -> bool:
 def take_over(sock: socket.socket, *, listening: bool) -> Record:
     """Make a record of the descriptor of ``sock``, which still has it, too: see :func:`spend`."""
     record = Record(sock.family, sock.type, sock.proto, sock.fileno(), listening=listening)
-    _prepare(record)
+    try:
+        _prepare(record)
+    except OSError:
+        give_back(sock, record)
+        raise
     return record
 
 
@@ -74,7 +78,12 @@ def take_accepted(fd: int, listener: Record) -> Record:
     except OSError:
         socket.close(fd)
         raise
-    _prepare(record)
+    try:
+        _prepare(record)
+    except OSError:
+        record.open = False
+        record.close()
+        raise
     return record
 
 

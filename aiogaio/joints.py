@@ -38,14 +38,9 @@ class Joints(Writes):
         self._submitted += 1
         if self._instrument is not None:
             self._instrument.submitted(joint)
-        for gate in joint.gates:
-            record = gate.conn._record
-            if not self._admit(record, joint):
-                return
-            if record.torn is not None and not gate.for_reads:
-                self._finish(joint, behind_torn(record.torn))
-                self._settle()
-                return
+        if not all(self._admit_gate(joint, gate) for gate in joint.gates):
+            joint.gates = []
+            return
         for gate in joint.gates:
             record = gate.conn._record
             if gate.for_reads:
@@ -59,6 +54,17 @@ class Joints(Writes):
             else:
                 self._add_deadline(joint, due)
         self._settle()
+
+    def _admit_gate(self, joint: Joint, gate: Gate) -> bool:
+        """False, and the request completed, if there is no place for it in this queue."""
+        record = gate.conn._record
+        if not self._admit(record, joint):
+            return False
+        if record.torn is not None and not gate.for_reads:
+            self._finish(joint, behind_torn(record.torn))
+            self._settle()
+            return False
+        return True
 
     def _advance_joint(self, joint: Joint) -> None:
         """Carry it on, if all its gates are the first of their queues."""
@@ -77,7 +83,10 @@ class Joints(Writes):
                 assert isinstance(joint, Connect)
                 self._connect(joint)
         except (OSError, OverflowError, TypeError, ValueError) as error:
-            self._end_joint(joint, error)
+            if isinstance(joint, Relay) and getattr(error, "errno", 0) in attempts.SHORTAGE:
+                self._let_rest(joint)
+            else:
+                self._end_joint(joint, error)
 
     def _end_joint(self, joint: Joint, error: Exception | None) -> None:
         """Complete it, take its gates away, and let go on what stood behind them."""
@@ -88,15 +97,20 @@ class Joints(Writes):
             for way in joint.ways:
                 way.close()
         behind = [deque(chain(gate._next)) for gate in joint.gates]
-        for gate in joint.gates:
-            _take_away(gate)
+        records = _leave(joint)
         self._finish(joint, error)
         if error is not None and isinstance(joint, Connect):
+            self._refuse(joint, error)
             self._fail_behind(joint.conn._record, behind, error)
-        for record in {id(gate.conn): gate.conn._record for gate in joint.gates}.values():
+        for record in records:
             self._go_on(record)
-            if record.hangups is not None and record.open:
-                self._look_for_hangup(record)
+
+    def _refuse(self, joint: Connect, error: Exception) -> None:
+        """Until the program knows that it failed, what it submits is meant to stand behind it."""
+        record = joint.conn._record
+        record.torn = record.refusal = error
+        record.plan()
+        self._torn.append((joint, record))
 
     def _fail_behind(
         self, record: Record, queues: list[deque[Operation]], error: Exception
@@ -112,10 +126,12 @@ class Joints(Writes):
             if not joints:
                 break
             joint = joints[0]
-            for gate in joint.gates:
-                _take_away(gate)
+            records = _leave(joint)
             if not joint.completed:
                 self._finish(joint, again(error))
+            for other in records:
+                if other is not record:  # the other side of a relay is not to blame
+                    self._go_on(other)
             for queue in queues:
                 if queue and isinstance(queue[0], Gate) and queue[0].joint is joint:
                     queue.popleft()
@@ -128,6 +144,8 @@ class Joints(Writes):
             record.readable = record.writable = True
             self._put_off(record)
             self._schedule_turn()
+        if record.hangups is not None and record.open:
+            self._look_for_hangup(record)
 
     # --- Connect -------------------------------------------------------------------------------
 
@@ -174,6 +192,18 @@ class Joints(Writes):
             if way.sends and not way.target.writable and not way.target.write_watched:
                 self._watch_writes(way.target)
 
+    def _let_rest(self, relay: Relay) -> None:
+        """The system is short of memory: no event tells when it has some again."""
+        self._account(relay)
+        for gate in relay.gates:
+            _pause(gate, paused=True)
+        self._loop.call_later(SEND_REST, self._go_on_with, relay)
+
+    def _go_on_with(self, relay: Relay) -> None:
+        for gate in relay.gates:  # none, if it has ended meanwhile
+            _pause(gate, paused=False)
+            self._go_on(gate.conn._record)
+
     def _break(self, joint: Joint, record: Record) -> None:
         """There is an error, and nobody reads at the moment who would find it."""
         if not isinstance(joint, Relay) or not all(map(_is_first, joint.gates)):
@@ -219,6 +249,14 @@ def _pause(gate: Gate, *, paused: bool) -> None:
         record.read_paused = paused
     else:
         record.write_paused = paused
+
+
+def _leave(joint: Joint) -> list[Record]:
+    """Take its gates away, from it as well, so that no cycle is left; the records they were of."""
+    gates, joint.gates = joint.gates, []
+    for gate in gates:
+        _take_away(gate)
+    return list({id(gate.conn): gate.conn._record for gate in gates}.values())
 
 
 def _take_away(gate: Gate) -> None:

@@ -314,6 +314,9 @@ class Proactor(Joints):
             for operation, record in self._torn:
                 if id(operation) not in waiting:
                     record.torn = None
+                    if record.refusal is not None:
+                        record.refusal = None
+                        record.plan()
             self._torn = [entry for entry in self._torn if id(entry[0]) in waiting]
         if self._hungry and not self._closed:
             self._schedule_turn()

@@ -31,7 +31,7 @@ from tests.support import collect, one, reset, settle, tcp_pair
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
 
-SHORT = 0.01
+SHORT = 0.25  # longer than a busy machine pauses within a call
 TYPES = [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX]
 
 

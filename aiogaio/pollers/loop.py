@@ -150,14 +150,22 @@ class LoopPoller:
     def watch_reads(self, record: Record) -> None:
         fd = record.fileno()
         self._readers[fd] = interest = _Interest(fd)
-        self._loop.add_reader(fd, _when_readable(self, record, interest))
+        self._add(self._loop.add_reader, fd, _when_readable(self, record, interest))
         record.read_watched = True
 
     def watch_writes(self, record: Record) -> None:
         fd = record.fileno()
         self._writers[fd] = interest = _Interest(fd)
-        self._loop.add_writer(fd, _when_writable(self, record, interest))
+        self._add(self._loop.add_writer, fd, _when_writable(self, record, interest))
         record.write_watched = True
+
+    def _add(self, add: Callable[..., object], fd: int, ready: Callable[[], None]) -> None:
+        try:
+            add(fd, ready)
+        except RuntimeError:  # uvloop, whose libuv has stopped: see `_Held`. It has to be told.
+            _forget(self._loop.remove_reader, fd)
+            _forget(self._loop.remove_writer, fd)
+            add(fd, ready)
 
     def unwatch_reads(self, record: Record) -> None:
         """An event found no read to serve."""

@@ -6,7 +6,7 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.description import READABLE, WRITABLE
+from tests.simulation.description import PEER_HANGUP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from tests.simulation.network import Network
@@ -43,7 +43,7 @@ class _NetworkSelector(selectors.SelectSelector):
         for fd, key in list(self.get_map().items()):
             if not self._network.has(fd):
                 continue  # the loop's own pair, by which other threads wake it
-            bits = self._network.description(fd).mask()
+            bits = self._network.description(fd).mask() & ~PEER_HANGUP  # nobody asks for it
             events = 0
             if bits & ~WRITABLE and key.events & selectors.EVENT_READ:
                 events |= selectors.EVENT_READ

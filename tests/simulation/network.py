@@ -114,6 +114,10 @@ class Network:
         first = self.calls[call] + after + 1
         self._faults[call].update(dict.fromkeys(range(first, first + times), number))
 
+    def repair(self) -> None:
+        """Let no call fail that has not failed yet."""
+        self._faults.clear()
+
     @property
     def open_descriptors(self) -> int:
         return len(self._descriptions)

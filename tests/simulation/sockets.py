@@ -22,12 +22,15 @@ class Calls(_socket.socket):
 
     _network: Network
     _number: int
+    _kind: tuple[int, int, int]  # family, type, protocol: known also when it is closed
 
     def __init__(self, *_: Any) -> None:
         """Ask the system for nothing."""
 
     def _open(self, network: Network, fd: int) -> None:
         self._network, self._number = network, fd
+        description = network.description(fd)
+        self._kind = description.family, description.type, description.proto
 
     def _call(self, name: str) -> Any:
         """What the descriptor refers to, if this system call does not fail by a fault."""
@@ -41,15 +44,15 @@ class Calls(_socket.socket):
 
     @property
     def family(self) -> int:  # type: ignore[override]
-        return int(self._description.family)
+        return self._kind[0]
 
     @property
     def type(self) -> int:  # type: ignore[override]
-        return int(self._description.type)
+        return self._kind[1]
 
     @property
     def proto(self) -> int:  # type: ignore[override]
-        return int(self._description.proto)
+        return self._kind[2]
 
     @property
     def timeout(self) -> float | None:  # type: ignore[override]
@@ -146,7 +149,7 @@ class Calls(_socket.socket):
 class SimulatedSocket(Calls, socket.socket):
     """A socket of a program. It never blocks."""
 
-    __slots__ = ("_network", "_number")
+    __slots__ = ("_kind", "_network", "_number")
 
     def __init__(self, network: Network, fd: int) -> None:
         # Not socket.socket.__init__, which asks the system for a descriptor.
@@ -186,15 +189,12 @@ class SimulatedSocket(Calls, socket.socket):
 class SimulatedRecord(Record, Calls):
     """The watcher's side of a simulated connection."""
 
-    __slots__ = ("_network", "_number")
+    __slots__ = ("_kind", "_network", "_number")
 
 
 def record_of(network: Network, fd: int, *, listening: bool) -> Record:
     """A record of a simulated descriptor, made by the code that makes the real ones."""
     record = SimulatedRecord.__new__(SimulatedRecord)
     record._open(network, fd)
-    description = network.description(fd)
-    Record.__init__(
-        record, description.family, description.type, description.proto, fd, listening=listening
-    )
+    Record.__init__(record, *record._kind, fd, listening=listening)
     return record

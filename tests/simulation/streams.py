@@ -160,7 +160,6 @@ class Stream(Description):
 
     def release(self) -> None:
         peer, unread = self.peer, bool(self.arrived)
-        self.arrived.clear()
         if peer is None or self.state != "connected":
             return
         self.state = "over"
