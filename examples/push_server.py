@@ -1,57 +1,180 @@
-"""Send the time to every client each second; drop who does not read. Ctrl-C ends it."""
+"""Push lines to 10,000 subscribers at once, and never wait for a slow one.
+
+Who connects is a subscriber, and gets the time each second. A line "PUB text" of anybody goes to
+all, "STAT" is answered with the counters. Who has not taken the last message misses this one, and
+is dropped once a message has waited for --patience seconds: a slow subscriber costs one pending
+write, and nobody's time.
+"""
 
 import argparse
 import asyncio
-import contextlib
+import resource
+import signal
 import socket
 import sys
 import time
 
-from aiogaio import Connection, OpType, Watcher
+from aiogaio import Connection, DeadlineExceededError, Operation, OpType, Watcher
 
-INTERVAL = 1.0
-PATIENCE = 10.0  # seconds that a client may leave one tick unread
-
-
-async def push(watcher: Watcher, ready: set[Connection]) -> None:
-    """To those who have taken the tick before: who never reads costs one pending write."""
-    while True:
-        await asyncio.sleep(INTERVAL)
-        tick = time.strftime("%Y-%m-%d %H:%M:%S\n").encode()
-        for conn in ready:
-            watcher.write(conn, tick, timeout=PATIENCE)
-        ready.clear()
+LONGEST = 65536  # bytes of a line
+SLICE = 256  # writes in one go: a millisecond or two, then the loop is for others
+ANSWER = "answer"  # what a write is, if no broadcast
+KERNEL = 65536  # bytes that the system may hold for one subscriber; by itself it takes megabytes
 
 
-async def serve(watcher: Watcher, ready: set[Connection]) -> None:
-    async for results in watcher:
-        for op in results:
-            if op.type is OpType.ACCEPT:
-                if op.error is None:
-                    ready.add(op.accepted)
-                    watcher.read(op.accepted, multishot=True)  # to notice when it hangs up
-            elif op.error is not None:  # it hung up, or a write ran out of patience
-                ready.discard(op.conn)
-                watcher.free(op.conn)
-            elif op.type is OpType.WRITE:
-                ready.add(op.conn)
+class Feed:
+    """The subscribers, and what was sent to them."""
+
+    def __init__(self, watcher: Watcher, patience: float) -> None:
+        self.watcher = watcher
+        self.patience = patience
+        # Each with the write of the last message. Only the broadcast looks at it.
+        self.subscribers: dict[Connection, Operation | None] = {}
+        self.queue: asyncio.Queue[tuple[bytes, Connection | None]] = asyncio.Queue()
+        self.messages = self.sent = self.missed = self.dropped = 0
+
+    def status(self) -> str:
+        """What STAT answers."""
+        return (
+            f"subscribers={len(self.subscribers)} messages={self.messages} sent={self.sent} "
+            f"missed={self.missed} dropped={self.dropped}"
+        )
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Collect all results."""
+        self.watcher.accept(listener, multishot=True)  # delegates the listener
+        async for results in self.watcher:
+            for op in results:
+                if op.type is OpType.ACCEPT:
+                    if op.error is None:
+                        self.subscribers[op.accepted] = None
+                        self.read(op.accepted)
+                elif op.error is not None:  # it hung up, or a write ran out of patience
+                    self.leave(op.conn, op.error)
+                elif op.type is OpType.READ:
+                    self.obey(op.conn, op.data.rstrip(b"\r\n"))
+                elif op.context is ANSWER:  # the answer is taken: now the next question
+                    self.read(op.conn)
+                else:
+                    self.sent += 1
+
+    def read(self, conn: Connection) -> None:
+        """Ask for its next line."""
+        self.watcher.read_until(conn, b"\n", limit=LONGEST)
+
+    def obey(self, conn: Connection, line: bytes) -> None:
+        """Do what a line says; its sender is read again once that is done."""
+        if line.startswith(b"PUB "):
+            self.queue.put_nowait((line[4:] + b"\n", conn))
+            return
+        answer = self.status() if line == b"STAT" else "? PUB text, or STAT"
+        self.watcher.write(conn, answer.encode() + b"\n", timeout=self.patience, context=ANSWER)
+
+    def leave(self, conn: Connection, error: Exception) -> None:
+        """Let go of a subscriber."""
+        if conn in self.subscribers:
+            del self.subscribers[conn]
+            self.dropped += isinstance(error, DeadlineExceededError)
+            self.watcher.free(conn)
+
+    async def broadcast(self) -> None:
+        """Send what is queued, a message after the other, to whoever has taken the last one."""
+        while True:
+            message, publisher = await self.queue.get()
+            self.messages += 1
+            for number, conn in enumerate(list(self.subscribers), 1):
+                if conn in self.subscribers:  # it may have left since
+                    self.send(conn, message)
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)
+            if publisher in self.subscribers:
+                self.read(publisher)
+
+    def send(self, conn: Connection, message: bytes) -> None:
+        """Send to one, unless it has still the last message to take."""
+        last = self.subscribers[conn]
+        if last is not None and not last.completed:
+            self.missed += 1
+            return
+        # Not silent: that would copy, for each slow one, what its socket does not take.
+        self.subscribers[conn] = self.watcher.write(conn, message, timeout=self.patience)
+
+    async def tick(self, interval: float) -> None:
+        """Queue the time, again and again."""
+        while interval:
+            await asyncio.sleep(interval)
+            self.queue.put_nowait((time.strftime("%Y-%m-%d %H:%M:%S\n").encode(), None))
+
+    async def report(self, interval: float) -> None:
+        """Print the status, again and again."""
+        while interval:
+            await asyncio.sleep(interval)
+            print(self.status(), flush=True)
 
 
-async def main(listener: socket.socket) -> None:
+async def main(listener: socket.socket, arguments: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     print("pushing on {}:{}".format(*listener.getsockname()), flush=True)
-    ready: set[Connection] = set()
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
-        watcher.accept(listener, multishot=True)
-        tasks.create_task(push(watcher, ready))
-        tasks.create_task(serve(watcher, ready))
+        feed = Feed(watcher, arguments.patience)
+        tasks.create_task(feed.serve(listener))  # ends when the watcher is closed
+        others = [
+            tasks.create_task(feed.broadcast()),
+            tasks.create_task(feed.tick(arguments.interval)),
+            tasks.create_task(feed.report(arguments.report)),
+        ]
+        await stop.wait()
+        print(feed.status(), flush=True)
+        for task in others:
+            task.cancel()
+        await watcher.aclose(grace=1)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listener whose connections, which inherit its options, are kept small and looked after."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=4096)
+    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+        sys.exit(f"cannot listen: {error}")
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # whose machine has gone
+    return listener
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=9001, help="default: 9001; 0: any")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    for name, default, text in (
+        ("--interval", 1, "seconds from one time to the next; 0: no time"),
+        ("--patience", 10, "seconds that a subscriber may take for a message"),
+        ("--report", 10, "seconds from one status line to the next; 0: none"),
+    ):
+        parser.add_argument(name, type=seconds, default=default, help=f"{text}; default: {default}")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("port", nargs="?", type=int, default=9001, help="default: 9001; 0: any")
-    try:
-        server = socket.create_server(("127.0.0.1", parser.parse_args().port))
-    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
-        sys.exit(f"cannot listen: {error}")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(server))
+    options = parse()
+    run = asyncio.run
+    if options.loop == "uvloop":
+        try:
+            from uvloop import run
+        except ImportError:
+            sys.exit("--loop uvloop needs: pip install uvloop")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each subscriber
+    run(main(listen(options.host, options.port), options))

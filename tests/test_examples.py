@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib.util
 import os
 import re
 import signal
@@ -14,14 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from aiogaio import Connection, Watcher
-
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ["echo_server.py", "push_server.py"]
+EXAMPLES = ["echo_server.py"]
 LIMIT = 30.0  # seconds that nothing here may take
 
 
@@ -127,68 +122,3 @@ def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave() -> None:
         wait_until(lambda: open_sockets(process) == at_first + 10)
         assert_interrupt_ends_cleanly(process)
         assert clients[-1].recv(1) == b""
-
-
-def test_push_server_sends_the_time_each_second_whoever_else_is_connected() -> None:
-    with running("push_server.py") as (process, address), contextlib.ExitStack() as stack:
-        at_first = open_sockets(process)
-        reader, _deaf, leaving = (
-            stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(3)
-        )
-        wait_until(lambda: open_sockets(process) == at_first + 3)
-        leaving.close()
-        wait_until(lambda: open_sockets(process) == at_first + 2)
-        ticks = stack.enter_context(reader.makefile("r"))
-        began = time.monotonic()
-        first, second = ticks.readline(), ticks.readline()
-        assert time.monotonic() - began < 5
-        for tick in (first, second):
-            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", tick)
-        assert first < second
-        assert_interrupt_ends_cleanly(process)
-
-
-def load(example: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(example).stem, ROOT / "examples" / example)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-async def test_push_server_holds_one_write_for_a_client_that_never_reads_then_drops_it(
-    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    push_server = load("push_server.py")
-    tick = b"tick" * 2_000_000  # more than the system's buffers take
-    clock = SimpleNamespace(strftime=lambda _: tick.decode())
-    monkeypatch.setattr(push_server, "time", clock)
-    monkeypatch.setattr(push_server, "INTERVAL", 0.01)
-    monkeypatch.setattr(push_server, "PATIENCE", 0.5)
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    watcher.accept(listener, multishot=True)
-    ready: set[Connection] = set()
-    tasks = [
-        asyncio.create_task(push_server.push(watcher, ready)),
-        asyncio.create_task(push_server.serve(watcher, ready)),
-    ]
-    reader, writer = await asyncio.open_connection(*address)
-    deaf = socket.create_connection(address, timeout=LIMIT)
-    try:
-        async with asyncio.timeout(LIMIT):
-            for _ in range(5):
-                assert await reader.readexactly(len(tick)) == tick
-                # the accept, and a read and at most one write for each of the two
-                assert watcher.statistics().pending <= 5
-            while watcher.statistics().connections > 2:  # the listener, and who reads
-                assert await reader.readexactly(len(tick)) == tick
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        deaf.close()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-    assert all(task.cancelled() for task in tasks)

@@ -1,0 +1,509 @@
+"""The push server, run as it is: as a process, with subscribers in another one.
+
+Run as a program, this file is those subscribers: plain blocking sockets and one epoll, told by JSON
+objects on standard input, one a line, each answered by one on standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aiogaio import Connection, EndOfStreamError, Watcher
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 30.0  # seconds that nothing here may take
+SOURCES = [f"127.0.0.{host}" for host in range(2, 66)]  # no shortage of ephemeral ports
+NO_NOISE = ("--interval", "0", "--report", "0")
+
+
+# --- an example as a process: what the tests of several examples share ---------------------------
+
+
+def environment() -> dict[str, str]:
+    """An example that forgets to close a connection writes a warning, where nothing is expected."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONWARNINGS": "always::ResourceWarning",
+    }
+
+
+def started(example: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / example), *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def address_in(line: str) -> tuple[str, int]:
+    """The address that an example has printed."""
+    found = re.search(r"([\d.]+):(\d+)", line)
+    assert found is not None, f"no address in {line!r}"
+    return found[1], int(found[2])
+
+
+@contextlib.contextmanager
+def running(
+    example: str, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """The example on a free port, and the address it printed."""
+    with started(example, "--port", "0", *arguments) as process:
+        try:
+            assert process.stdout is not None
+            yield process, address_in(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
+    """What it still prints once the signal has ended it, in good order."""
+    process.send_signal(by)
+    output, complaint = process.communicate(timeout=LIMIT)
+    assert (process.returncode, complaint) == (0, ""), output
+    return output
+
+
+def ended(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The example, started with these arguments, to its end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def load(example: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(example).stem, ROOT / "examples" / example)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_takes_its_arguments(example: str) -> None:
+    """Help, and one line for what is wrong; never a traceback."""
+    shown = ended(example, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for option in ("--host", "--port", "--loop {asyncio,uvloop}"):
+        assert option in shown.stdout
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        in_use = ended(example, "--port", str(taken.getsockname()[1]))
+    assert (in_use.returncode, in_use.stdout) == (1, "")
+    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", in_use.stderr)
+    for wrong, complaint in (
+        (("--port", "http"), "invalid int value: 'http'"),
+        (("--port", "70000"), "port must be 0-65535"),
+        (("--port", "-1"), "port must be 0-65535"),
+        (("--loop", "fruit"), "invalid choice: 'fruit'"),
+        (("--host", "no.such.host.invalid", "--port", "0"), "cannot listen: "),
+        (("--no-such-option",), "unrecognized arguments"),
+    ):
+        done = ended(example, *wrong)
+        assert done.returncode in {1, 2} and done.stdout == "", wrong
+        assert complaint in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def loops() -> list[str]:
+    return ["asyncio"] + ["uvloop"] * (importlib.util.find_spec("uvloop") is not None)
+
+
+# --- subscribers ---------------------------------------------------------------------------------
+
+
+class Subscribers:
+    """The subscribers in their own process. Those with an odd lot are deaf: they never receive."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        if isinstance(answer, dict):
+            raise AssertionError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Program:
+    """The other side of :class:`Subscribers`; its public methods are what they may be told."""
+
+    def __init__(self) -> None:
+        self._ears: dict[int, socket.socket] = {}
+        self._deaf: list[socket.socket] = []
+        self._epoll = select.epoll()
+
+    def connect(self, address: list[Any], count: int, *, deaf: bool = False) -> int:
+        for _ in range(count):
+            source = SOURCES[(len(self._ears) + len(self._deaf)) % len(SOURCES)]
+            sock = socket.socket()
+            sock.settimeout(LIMIT)
+            if deaf:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.bind((source, 0))
+            sock.connect((address[0], address[1]))
+            # A close sends a RST, not a FIN: no TIME_WAIT stays behind.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if deaf:
+                self._deaf.append(sock)
+            else:
+                sock.setblocking(False)
+                self._ears[sock.fileno()] = sock
+                self._epoll.register(sock, select.EPOLLIN)
+        return count
+
+    def hear(self, line: str, within: float) -> int:
+        """Wait until every one that hears has received just this line; how many they are."""
+        missing = dict.fromkeys(self._ears, line.encode() + b"\n")
+        end = time.monotonic() + within
+        while missing:
+            events = self._epoll.poll(max(0.0, end - time.monotonic()))
+            if not events:
+                raise TimeoutError(f"{len(missing)} of {len(self._ears)} have not received it")
+            for fd, _ in events:
+                expected = missing.get(fd, b"")
+                got = self._ears[fd].recv(1 << 20)
+                if not got or not expected.startswith(got):
+                    raise ValueError(f"not what was sent: {got[:80]!r}")
+                missing[fd] = expected[len(got) :]
+                if not missing[fd]:
+                    del missing[fd]
+        return len(self._ears)
+
+    def leave(self, count: int) -> int:
+        for fd in list(self._ears)[:count]:
+            self._ears.pop(fd).close()
+        return count
+
+
+def program() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    those = Program()
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        try:
+            answer = getattr(those, arguments.pop("do"))(**arguments)
+        except (OSError, ValueError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+@pytest.fixture
+def subscribers() -> Iterator[Subscribers]:
+    those = Subscribers()
+    yield those
+    those.close()
+
+
+class Publisher:
+    """A subscriber that says things. What it is pushed in between, it passes over."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._sock = socket.create_connection(address, timeout=LIMIT)
+        self._lines = self._sock.makefile("r")
+
+    def say(self, text: str) -> None:
+        self._sock.sendall(f"PUB {text}\n".encode())
+        self.hear(text)
+
+    def hear(self, text: str) -> None:
+        while (line := self._lines.readline()) != text + "\n":
+            assert line, "the server has hung up"
+
+    def status(self) -> dict[str, int]:
+        self._sock.sendall(b"STAT\n")
+        while "subscribers=" not in (line := self._lines.readline()):
+            assert line, "the server has hung up"
+        return parsed(line)
+
+    def wait_for(self, condition: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+        end = time.monotonic() + LIMIT
+        while not condition(status := self.status()):
+            assert time.monotonic() < end, f"it did not come to pass: {status}"
+            time.sleep(0.01)
+        return status
+
+    def close(self) -> None:
+        self._lines.close()
+        self._sock.close()
+
+
+@contextlib.contextmanager
+def publisher(address: tuple[str, int]) -> Iterator[Publisher]:
+    with contextlib.closing(Publisher(address)) as that:
+        yield that
+
+
+def parsed(status: str) -> dict[str, int]:
+    return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", status)}
+
+
+# --- tests ---------------------------------------------------------------------------------------
+
+
+def test_push_server_takes_its_arguments() -> None:
+    assert_takes_its_arguments("push_server.py")
+    for wrong in ("-1", "nan", "soon"):
+        done = ended("push_server.py", "--patience", wrong)
+        assert done.returncode == 2 and "--patience: invalid" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("loop", loops())
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order_with_its_status(loop: str, by: signal.Signals) -> None:
+    with (
+        running("push_server.py", "--loop", loop, *NO_NOISE) as (process, address),
+        socket.create_connection(address, timeout=LIMIT) as client,
+        publisher(address) as source,
+    ):
+        source.wait_for(lambda status: status["subscribers"] == 2)
+        assert parsed(stopped(process, by))["subscribers"] == 2
+        assert client.recv(1) == b""
+
+
+def test_everybody_gets_the_time_whoever_else_is_connected() -> None:
+    arguments = ("--interval", "0.2", "--report", "0")
+    with (
+        running("push_server.py", *arguments) as (process, address),
+        contextlib.ExitStack() as stack,
+    ):
+        reader, _deaf, leaving = (
+            stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(3)
+        )
+        source = stack.enter_context(publisher(address))
+        source.wait_for(lambda status: status["subscribers"] == 4)
+        leaving.close()
+        source.wait_for(lambda status: status["subscribers"] == 3)
+        ticks = stack.enter_context(reader.makefile("r"))
+        for tick in [ticks.readline() for _ in range(3)]:
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", tick)
+        assert source.status()["dropped"] == 0  # who leaves was not too slow
+        stopped(process)
+
+
+def test_it_prints_its_status_line_now_and_again() -> None:
+    arguments = ("--interval", "0", "--report", "0.05")
+    with running("push_server.py", *arguments) as (process, address), publisher(address):
+        assert process.stdout is not None
+        for line in iter(process.stdout.readline, ""):
+            if parsed(line)["subscribers"] == 1:
+                break
+        assert re.fullmatch(r"subscribers=1 messages=0 sent=0 missed=0 dropped=0\n", line)
+        stopped(process)
+
+
+def test_a_line_that_is_no_command_is_answered_and_one_too_long_ends_the_connection() -> None:
+    with running("push_server.py", *NO_NOISE) as (process, address):
+        with socket.create_connection(address, timeout=LIMIT) as client:
+            client.sendall(b"HELLO\r\nSTAT\r\n")
+            with client.makefile("rb") as lines:
+                assert lines.readline() == b"? PUB text, or STAT\n"
+                assert lines.readline().startswith(b"subscribers=1 ")
+        with socket.create_connection(address, timeout=LIMIT) as client:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"x" * 200_000)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        stopped(process)
+
+
+def broadcast(
+    subscribers: Subscribers,
+    hearing: int,
+    deaf: int,
+    *,
+    size: int = 60_000,
+    patience: float = 2,
+    within: float = LIMIT,
+) -> None:
+    """Every one that reads gets every message; the deaf are dropped by their deadline, and counted.
+
+    The messages are more than what the system holds for a deaf one.
+    """
+    messages = 250_000 // size
+    arguments = ("--patience", str(patience), *NO_NOISE)
+    with running("push_server.py", *arguments) as (process, address), publisher(address) as source:
+        subscribers.ask("connect", address=address, count=hearing)
+        subscribers.ask("connect", address=address, count=deaf, deaf=True)
+        everybody = hearing + deaf + 1
+        source.wait_for(lambda status: status["subscribers"] == everybody)
+        for number in range(messages):
+            text = f"{number} " + "x" * size
+            source.say(text)
+            assert subscribers.ask("hear", line=text, within=within) == hearing
+        status = source.wait_for(lambda status: status["dropped"] == deaf)
+        assert status["subscribers"] == hearing + 1
+        assert status["messages"] == messages
+        assert status["sent"] >= messages * (hearing + 1)
+        assert (status["missed"] > 0) == (deaf > 0)
+        subscribers.ask("leave", count=hearing // 2)
+        source.wait_for(lambda status: status["subscribers"] == hearing - hearing // 2 + 1)
+        source.say("the last")
+        assert subscribers.ask("hear", line="the last", within=within) == hearing - hearing // 2
+        assert parsed(stopped(process))["dropped"] == deaf
+
+
+def test_a_broadcast_reaches_all_that_read_and_drops_those_that_do_not(
+    subscribers: Subscribers,
+) -> None:
+    broadcast(subscribers, hearing=300, deaf=20)
+
+
+def test_nobody_misses_anything_where_all_read(subscribers: Subscribers) -> None:
+    broadcast(subscribers, hearing=100, deaf=0)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_broadcast_to_ten_thousand(subscribers: Subscribers) -> None:
+    broadcast(subscribers, hearing=9_900, deaf=100, size=8_000, patience=20, within=90)
+
+
+async def test_one_write_waits_for_who_does_not_read_whatever_comes(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that read get all of it meanwhile, in order; then the deaf one is dropped."""
+    push_server = load("push_server.py")
+    monkeypatch.setattr(push_server, "KERNEL", 16384)
+    listener = push_server.listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    feed = push_server.Feed(watcher, patience=0.5)
+    tasks = [asyncio.create_task(feed.serve(listener)), asyncio.create_task(feed.broadcast())]
+    reader, writer = await asyncio.open_connection(*address)
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(address)
+    try:
+        async with asyncio.timeout(LIMIT):
+            while len(feed.subscribers) < 2:
+                await asyncio.sleep(0)
+            number = 0
+            while feed.dropped == 0:
+                message = b"%d " % number + b"x" * 50_000 + b"\n"
+                feed.queue.put_nowait((message, None))
+                assert await reader.readexactly(len(message)) == message
+                number += 1
+                # the accept, and a read and at most one write for each of the two
+                assert watcher.statistics().pending <= 5
+        assert len(feed.subscribers) == 1
+        assert feed.missed >= 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        deaf.close()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_messages_in_one_burst_are_missed_by_nobody_who_could_take_them(
+    watcher: Watcher,
+) -> None:
+    """The broadcast goes by what is sent, not by which results were collected since."""
+    push_server = load("push_server.py")
+    listener = push_server.listen("127.0.0.1", 0)
+    feed = push_server.Feed(watcher, patience=5)
+    for number in range(50):
+        feed.queue.put_nowait((b"%d\n" % number, None))
+    serving = asyncio.create_task(feed.serve(listener))
+    reader, writer = await asyncio.open_connection(*listener_address(watcher, listener))
+    try:
+        async with asyncio.timeout(LIMIT):
+            while not feed.subscribers:
+                await asyncio.sleep(0)
+            task = asyncio.create_task(feed.broadcast())
+            assert await reader.readexactly(140) == b"".join(b"%d\n" % n for n in range(50))
+            task.cancel()
+            await asyncio.wait([task])
+        assert (feed.messages, feed.missed) == (50, 0)
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_who_leaves_while_a_broadcast_is_under_way_does_not_end_it(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_server = load("push_server.py")
+    monkeypatch.setattr(push_server, "SLICE", 1)
+    listener = push_server.listen("127.0.0.1", 0)
+    feed = push_server.Feed(watcher, patience=5)
+    tasks = [asyncio.create_task(feed.serve(listener))]
+    pairs = []
+    try:
+        async with asyncio.timeout(LIMIT):
+            for number in range(3):
+                address = listener_address(watcher, listener)
+                pairs.append(await asyncio.open_connection(*address))
+                while len(feed.subscribers) <= number:
+                    await asyncio.sleep(0)
+            feed.queue.put_nowait((b"first\n", None))
+            tasks.append(asyncio.create_task(feed.broadcast()))
+            while feed.messages == 0:
+                await asyncio.sleep(0)
+            *_, last = feed.subscribers  # whose turn has not come yet
+            assert feed.subscribers[last] is None
+            feed.leave(last, EndOfStreamError())
+            feed.queue.put_nowait((b"second\n", None))
+            for reader, _ in pairs[:2]:
+                assert await reader.readexactly(13) == b"first\nsecond\n"
+            assert await pairs[2][0].read() == b""
+        assert (len(feed.subscribers), feed.dropped) == (2, 0)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for _, writer in pairs:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+def listener_address(watcher: Watcher, listener: socket.socket) -> Any:
+    connection: Connection = watcher.delegate(listener)
+    return connection.sockname
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,190 @@
+"""The UDP echo, run as it is: as a process, with IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aiogaio import QueueFullError, Watcher
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "udp_echo.py"
+LIMIT = 30.0  # seconds that nothing here may take
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-W", "default", str(EXAMPLE), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """The program on a free port, and the address it printed."""
+    with subprocess.Popen(
+        command("--port", "0", *arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
+            yield process, (host.strip("[]"), int(port))
+        finally:
+            process.kill()
+
+
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program, started with these arguments, to its end."""
+    return subprocess.run(
+        command(*arguments),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def farewell(
+    process: subprocess.Popen[str], *, by: int = signal.SIGTERM, complaint: str = ""
+) -> str:
+    """What it says when it is told to stop; it leaves in order."""
+    process.send_signal(by)
+    output, complaints = process.communicate(timeout=LIMIT)
+    assert (process.returncode, complaints) == (0, complaint)
+    return output
+
+
+@contextlib.contextmanager
+def client(address: tuple[str, int]) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(LIMIT)
+        sock.connect(address)
+        yield sock
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_each_datagram_goes_back_to_its_sender(host: str, loop: str) -> None:
+    sizes = [1, 0, 100, 1472, 7]
+    with running("--host", host, "--loop", loop) as (process, address):
+        assert address[0] == host
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(client(address)) for _ in range(10)]
+            for size in sizes:
+                sent = [random.randbytes(size) for _ in clients]
+                for sock, data in zip(clients, sent, strict=True):
+                    sock.send(data)
+                for sock, data in zip(clients, sent, strict=True):
+                    assert sock.recv(1 << 16) == data
+            clients[0].send(bytes(65507))  # the longest that IPv4 has; more at once may get lost
+            assert clients[0].recv(1 << 16) == bytes(65507)
+        assert farewell(process) == (
+            "51 datagrams received: 0 were too long, 0 dropped, 0 not sendable\n"
+        )
+
+
+def test_one_that_is_too_long_is_counted_and_no_part_of_it_is_sent() -> None:
+    with running("--size", "100") as (process, address), client(address) as sock:
+        for size in (101, 100, 5000, 1):
+            sock.send(bytes(size))
+        assert len(sock.recv(1 << 16)) == 100  # it is one socket: they come in order
+        assert len(sock.recv(1 << 16)) == 1
+        assert farewell(process, by=signal.SIGINT) == (
+            "4 datagrams received: 2 were too long, 0 dropped, 0 not sendable\n"
+        )
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Failing:
+    """A watcher on which sending fails as it is told, once for each entry; and then works."""
+
+    def __init__(self, watcher: Watcher, failures: list[Any]) -> None:
+        self.watcher, self.failures = watcher, failures
+        self.recvfrom = watcher.recvfrom
+
+    def __aiter__(self) -> Watcher:
+        return self.watcher
+
+    def sendto(self, sock: Any, data: bytes, address: Any, *, silent: bool) -> None:
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            address = failure
+        self.watcher.sendto(sock, data, address, silent=silent)
+
+
+async def test_what_cannot_be_sent_is_counted_and_the_others_go_on(watcher: Watcher) -> None:
+    echo = load().Echo()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    address = sock.getsockname()
+    failing = Failing(watcher, [QueueFullError("full"), ("127.0.0.1", 0)])  # EINVAL: no port
+    serving = asyncio.create_task(echo.serve(failing, sock))
+    with client(address) as asking:
+        for text in (b"dropped", b"not sendable", b"sent"):
+            asking.send(text)
+        assert await asyncio.to_thread(asking.recv, 100) == b"sent"
+        async with asyncio.timeout(LIMIT):
+            while not echo.failed:
+                await asyncio.sleep(0.001)
+    serving.cancel()
+    await asyncio.wait([serving])
+    assert (echo.received, echo.truncated, echo.dropped, echo.failed) == (3, 0, 1, 1)
+
+
+def test_it_has_help() -> None:
+    done = ended("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "default: 9003; 0: any" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--port", "70000"], "must be 0-65535, not 70000"),
+        (["--size", "0"], "must be 1-65535, not 0"),
+        (["--host", "192.0.2.1", "--port", "0"], "cannot listen: "),
+    ],
+)
+def test_a_wrong_argument_is_said_in_one_line(arguments: list[str], complaint: str) -> None:
+    done = ended(*arguments)
+    assert done.returncode in {1, 2} and done.stdout == ""
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said_in_one_line() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        done = ended("--port", str(taken.getsockname()[1]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.match(r"cannot listen: .*Address already in use", done.stderr)
