@@ -25,17 +25,8 @@ from typing import Any
 
 import pytest
 
+from tests.programs import LIMIT, Address, Example, address_in, loops, stopped
 from tests.support import reset
-from tests.test_push_server import (
-    LIMIT,
-    address_in,
-    assert_takes_its_arguments,
-    ended,
-    loops,
-    running,
-    started,
-    stopped,
-)
 
 pytest.importorskip("wsproto")
 pytest.importorskip("websockets")
@@ -43,7 +34,9 @@ pytest.importorskip("websockets")
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-Address = tuple[str, int]
+EXAMPLE = Example("chat_server.py")
+running, started, ended = EXAMPLE.running, EXAMPLE.started, EXAMPLE.ended
+
 PICTURES = os.environ.get("CHAT_PICTURES")  # a directory for what the browser has shown
 
 
@@ -141,7 +134,7 @@ def closed_with(code: int, received: bytes) -> bool:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Address]:
     """One server for all tests that need nothing special; its end is in order as well."""
-    with running("chat_server.py", "--longest", "1000") as (process, address):
+    with running("--longest", "1000") as (process, address):
         yield address
         stopped(process)
 
@@ -150,15 +143,15 @@ def server() -> Iterator[Address]:
 
 
 def test_chat_server_takes_its_arguments() -> None:
-    assert_takes_its_arguments("chat_server.py")
+    EXAMPLE.assert_takes_its_arguments()
     for wrong in ("0", "-1", "nan", "inf", "soon"):
-        done = ended("chat_server.py", "--idle", wrong)
+        done = ended("--idle", wrong)
         assert done.returncode == 2 and "--idle: invalid" in done.stderr.splitlines()[-1]
 
 
 def test_a_bus_that_is_none_is_told_in_one_line() -> None:
     pytest.importorskip("redis")
-    done = ended("chat_server.py", "--port", "0", "--bus", "http://127.0.0.1")
+    done = ended("--port", "0", "--bus", "http://127.0.0.1")
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"--bus http://127.0.0.1: Redis URL must specify .*\n", done.stderr)
 
@@ -167,7 +160,7 @@ def test_a_bus_that_is_none_is_told_in_one_line() -> None:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order_and_the_members_are_told(loop: str, by: signal.Signals) -> None:
     with (
-        running("chat_server.py", "--loop", loop) as (process, address),
+        running("--loop", loop) as (process, address),
         member(address) as one,
         member(address, "b") as other,
         socket.create_connection(address, timeout=LIMIT) as silent,
@@ -229,7 +222,7 @@ def test_another_version_of_the_protocol_is_told_which_is_spoken(server: Address
 
 def test_who_sends_no_request_is_let_go() -> None:
     with (
-        running("chat_server.py", "--patience", "0.1") as (process, address),
+        running("--patience", "0.1") as (process, address),
         socket.create_connection(address, timeout=LIMIT) as client,
     ):
         client.sendall(b"GET / HT")
@@ -243,7 +236,7 @@ def test_who_sends_no_request_is_let_go() -> None:
 @pytest.mark.parametrize("loop", loops())
 def test_all_of_a_room_hear_what_is_said_and_nobody_else(loop: str) -> None:
     with (
-        running("chat_server.py", "--loop", loop) as (process, address),
+        running("--loop", loop) as (process, address),
         contextlib.ExitStack() as all_,
     ):
         here = [all_.enter_context(member(address, "here")) for _ in range(10)]
@@ -366,7 +359,7 @@ def test_a_frame_that_ends_the_connection_has_its_code(
 def test_who_asks_and_asks_and_takes_no_answers_is_dropped() -> None:
     flood = frame(9, b"x" * 100) * 1000
     with (
-        running("chat_server.py", "--patience", "0.5") as (process, address),
+        running("--patience", "0.5") as (process, address),
         raw_member(address, receive_buffer=4096) as client,
     ):
         with pytest.raises(ConnectionError):
@@ -381,7 +374,7 @@ def test_who_asks_and_asks_and_takes_no_answers_is_dropped() -> None:
 
 def test_who_is_silent_is_asked_and_without_an_answer_dropped() -> None:
     with (
-        running("chat_server.py", "--idle", "0.3") as (process, address),
+        running("--idle", "0.3") as (process, address),
         member(address, ping_interval=None) as alive,  # the library answers pings by itself
         raw_member(address) as dead,
     ):
@@ -397,7 +390,7 @@ def test_who_is_silent_is_asked_and_without_an_answer_dropped() -> None:
 def test_a_slow_reader_is_dropped_and_the_others_do_not_wait_for_it() -> None:
     text = "x" * 60_000
     with (
-        running("chat_server.py", "--patience", "1") as (process, address),
+        running("--patience", "1") as (process, address),
         member(address) as client,
         raw_member(address, receive_buffer=4096),
         member(address) as other,
@@ -414,7 +407,7 @@ def test_a_slow_reader_is_dropped_and_the_others_do_not_wait_for_it() -> None:
 def test_a_reader_for_whom_too_much_waits_is_dropped_before_its_deadline() -> None:
     text = "x" * 60_000
     with (
-        running("chat_server.py", "--patience", "1000") as (process, address),
+        running("--patience", "1000") as (process, address),
         member(address) as client,
         raw_member(address, receive_buffer=4096),
     ):
@@ -450,7 +443,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def riding(bus: str, loop: str) -> Iterator[tuple[subprocess.Popen[str], Address]]:
     arguments = ("--port", "0", "--loop", loop, "--bus", bus)
-    with started("chat_server.py", *arguments) as process:
+    with started(*arguments) as process:
         try:
             yield process, address_in(line(process))
         finally:
@@ -653,7 +646,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 @pytest.mark.clients
 def test_two_pages_in_a_browser_talk_with_one_another(browser: Browser) -> None:
     hostile = "<img src=x onerror='document.title=1'> & <b>so on</b>"
-    with running("chat_server.py") as (process, address):
+    with running() as (process, address):
         url = "http://{}:{}/?room=tea".format(*address)
         ada, ben = browser.page(url), browser.page(url, dark=True, width=420)
         for page in (ada, ben):
@@ -685,7 +678,7 @@ def test_two_pages_in_a_browser_talk_with_one_another(browser: Browser) -> None:
         stopped(process)
         for page in (ada, ben):
             page.wait_for("state", "reconnecting")
-        with started("chat_server.py", "--port", str(address[1])) as successor:
+        with started("--port", str(address[1])) as successor:
             line(successor)
             for page in (ada, ben):
                 page.wait_for("state", "connected")

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +35,8 @@ from aiogaio.cli.server import (
     watcher_server,
 )
 from aiogaio.cli.summary import summary, verdict
+from tests.programs import LIMIT, ROOT, wait_until
 
-ROOT = Path(__file__).parent.parent
-LIMIT = 30.0  # seconds that nothing here may take
 BRIEF = ("--connections", "20", "--seconds", "0.2")
 
 needs_uvloop = pytest.mark.skipif(
@@ -85,13 +83,6 @@ def line_of(process: subprocess.Popen[str], pattern: str) -> str:
         if re.search(pattern, line):
             return line
     pytest.fail(f"it ended without a line like {pattern!r}: {process.communicate()}")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def one_line(text: str) -> str:

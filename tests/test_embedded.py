@@ -25,18 +25,10 @@ from typing import Any
 
 import pytest
 
-from tests.test_push_server import (
-    LIMIT,
-    address_in,
-    assert_takes_its_arguments,
-    ended,
-    environment,
-    loops,
-    started,
-    stopped,
-)
+from tests.programs import LIMIT, Address, Example, address_in, environment, loops, stopped
 
-Address = tuple[str, int]
+EXAMPLE = Example("embedded.py")
+
 TARGET = 2.0  # times as long as alone, at most, may the web application's slowest hundredth take
 
 
@@ -100,7 +92,7 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Address, Address]]:
     """The process, where its web application is, and where its lines are."""
     pytest.importorskip("uvicorn")
-    with started("embedded.py", "--port", "0", "--lines", "0", *arguments) as process:
+    with EXAMPLE.started("--port", "0", "--lines", "0", *arguments) as process:
         try:
             assert process.stdout is not None
             web, lines = process.stdout.readline(), process.stdout.readline()
@@ -120,9 +112,9 @@ def get(web: Address, path: str) -> tuple[int, dict[str, Any]]:
 
 def test_embedded_takes_its_arguments() -> None:
     pytest.importorskip("uvicorn")
-    assert_takes_its_arguments("embedded.py")
+    EXAMPLE.assert_takes_its_arguments()
     for wrong in ("nowhere", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:70000", "no.such.invalid:1"):
-        done = ended("embedded.py", "--ask", wrong)
+        done = EXAMPLE.ended("--ask", wrong)
         assert done.returncode == 2 and "argument --ask: " in done.stderr.splitlines()[-1]
 
 

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.programs import (
+    LIMIT,
+    Address,
+    Example,
+    Served,
+    connect,
+    receive_all,
+    resident,
+    talk,
+    wait_until,
+)
 from tests.support import reset
 
 pytest.importorskip("httptools")
 
-ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "examples" / "http_server.py"
-LIMIT = 30.0  # seconds that nothing here may take
+EXAMPLE = Example("http_server.py")
+running, ended, load = EXAMPLE.serving, EXAMPLE.ended, EXAMPLE.load
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 JSON = b"GET /json HTTP/1.1\r\nHost: a\r\n\r\n"
 HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -34,49 +42,6 @@ NONE = b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
 CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 TEXT = b"Hello, world!"
-
-Address = tuple[str, int]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(PROGRAM), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@dataclass
-class Served:
-    """A server that runs."""
-
-    process: subprocess.Popen[str]
-    address: Address
-    at_rest: int  # sockets open without a client
-
-    def has_no_client(self) -> bool:
-        return open_sockets(self.process) == self.at_rest
-
-
-@contextlib.contextmanager
-def running(*arguments: str, by: signal.Signals = signal.SIGTERM) -> Iterator[Served]:
-    """The server on a free port; at its end it has to stop in order, and without a complaint."""
-    with subprocess.Popen(
-        command("--port", "0", *arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
-            yield Served(process, (host, int(port)), open_sockets(process))
-            process.send_signal(by)
-            output, complaint = process.communicate(timeout=LIMIT)
-            assert (process.returncode, output, complaint) == (0, "", "")
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
@@ -90,12 +55,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Served]:
 @pytest.fixture
 def address(server: Served) -> Address:
     return server.address
-
-
-def connect(address: Address) -> socket.socket:
-    client = socket.create_connection(address, timeout=LIMIT)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return client
 
 
 def parse(data: bytes, *, heads: tuple[int, ...] = ()) -> list[tuple[int, dict[str, str], bytes]]:
@@ -116,20 +75,6 @@ def statuses(data: bytes, *, heads: tuple[int, ...] = ()) -> list[int]:
     return [status for status, _, _ in parse(data, heads=heads)]
 
 
-def receive_all(client: socket.socket) -> bytes:
-    """Everything until the server's end."""
-    return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def talk(address: Address, *parts: bytes) -> bytes:
-    """What the server says to these parts, and to our end behind them."""
-    with connect(address) as client:
-        for part in parts:
-            client.sendall(part)
-        client.shutdown(socket.SHUT_WR)
-        return receive_all(client)
-
-
 def flood(client: socket.socket) -> int:
     """Send requests until no more are taken; how many bytes."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
@@ -145,26 +90,6 @@ def flood(client: socket.socket) -> int:
         assert sent < 64 << 20, "it reads on and on"
     client.settimeout(LIMIT)
     return sent
-
-
-def open_sockets(process: subprocess.Popen[str]) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
-
-
-def resident(process: subprocess.Popen[str]) -> int:
-    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
 
 
 # --- Requests and answers ------------------------------------------------------------------------
@@ -296,15 +221,6 @@ def test_pipelined_requests_split_in_two_anywhere(address: Address) -> None:
     for split in range(1, len(PIPELINED)):
         data = talk(address, PIPELINED[:split], PIPELINED[split:])
         assert statuses(data, heads=(2,)) == ANSWERED, split
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("http_server", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Recorder:
@@ -452,18 +368,6 @@ def test_connection_that_is_closed_by_us_ends_even_if_the_client_does_not(
 
 
 # --- The program ---------------------------------------------------------------------------------
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
 
 
 def test_help_names_every_option() -> None:

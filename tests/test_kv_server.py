@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import os
 import random
@@ -13,67 +12,34 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.programs import (
+    LIMIT,
+    Address,
+    Example,
+    Served,
+    connect,
+    receive_all,
+    resident,
+    talk,
+    wait_until,
+)
 from tests.support import reset
 
 hiredis = pytest.importorskip("hiredis")
 
-ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "examples" / "kv_server.py"
-LIMIT = 30.0  # seconds that nothing here may take
+EXAMPLE = Example("kv_server.py")
+running, ended, load = EXAMPLE.serving, EXAMPLE.ended, EXAMPLE.load
 
-Address = tuple[str, int]
+
 keys = (f"key-{number}" for number in itertools.count())  # no test meets another's
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(PROGRAM), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@dataclass
-class Served:
-    """A server that runs."""
-
-    process: subprocess.Popen[str]
-    address: Address
-    at_rest: int  # sockets open without a client
-
-    def has_no_client(self) -> bool:
-        return open_sockets(self.process) == self.at_rest
-
-
-@contextlib.contextmanager
-def running(*arguments: str, by: signal.Signals = signal.SIGTERM) -> Iterator[Served]:
-    """The server on a free port; at its end it has to stop in order, and without a complaint."""
-    with subprocess.Popen(
-        command("--port", "0", *arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
-            yield Served(process, (host, int(port)), open_sockets(process))
-            process.send_signal(by)
-            output, complaint = process.communicate(timeout=LIMIT)
-            assert (process.returncode, output, complaint) == (0, "", "")
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
@@ -89,54 +55,14 @@ def address(server: Served) -> Address:
     return server.address
 
 
-def connect(address: Address) -> socket.socket:
-    client = socket.create_connection(address, timeout=LIMIT)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return client
-
-
 def pack(*words: str | bytes | int) -> bytes:
     """A command as clients send it."""
     packed: bytes = hiredis.pack_command(words)
     return packed
 
 
-def receive_all(client: socket.socket) -> bytes:
-    """Everything until the server's end."""
-    return b"".join(iter(lambda: client.recv(1 << 20), b""))
-
-
-def talk(address: Address, *parts: bytes) -> bytes:
-    """What the server says to these parts, and to our end behind them."""
-    with connect(address) as client:
-        for part in parts:
-            client.sendall(part)
-        client.shutdown(socket.SHUT_WR)
-        return receive_all(client)
-
-
 def ask(address: Address, *words: str | bytes | int) -> bytes:
     return talk(address, pack(*words))
-
-
-def open_sockets(process: subprocess.Popen[str]) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
-
-
-def resident(process: subprocess.Popen[str]) -> int:
-    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
 
 
 # --- Commands and replies ------------------------------------------------------------------------
@@ -273,15 +199,6 @@ REPLIES = (
 def test_pipelined_commands_split_in_two_anywhere(address: Address) -> None:
     for split in range(1, len(PIPELINED)):
         assert talk(address, PIPELINED[:split], PIPELINED[split:]) == REPLIES, split
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kv_server", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Recorder:
@@ -490,18 +407,6 @@ def test_connection_that_quit_ends_even_if_the_client_does_not(
 
 
 # --- The program ---------------------------------------------------------------------------------
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
 
 
 def test_help_names_every_option() -> None:

@@ -18,18 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "examples" / "multicore_server.py"
-LIMIT = 30.0  # seconds that nothing here may take
+from tests.programs import LIMIT, Example, environment
+
+EXAMPLE = Example("multicore_server.py")
+ended = EXAMPLE.ended
+
 READY = r"worker (\d) \(pid (\d+)\) is ready"
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONWARNINGS": "default",
-    }
 
 
 class Server:
@@ -77,7 +71,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, example: Path = EXAMPLE) -> Iterator[Server]:
+def running(*arguments: str, example: Path = EXAMPLE.path) -> Iterator[Server]:
     with subprocess.Popen(
         [sys.executable, str(example), "--port", "0", "--workers", "2", *arguments],
         env=environment(),
@@ -94,18 +88,6 @@ def running(*arguments: str, example: Path = EXAMPLE) -> Iterator[Server]:
             process.wait(LIMIT)
             if server is not None:
                 server.reader.join(LIMIT)
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
 
 
 def connect(server: Server) -> socket.socket:
@@ -232,7 +214,7 @@ def test_an_old_worker_leaves_its_clients_when_the_grace_is_over() -> None:
 
 
 def test_a_restart_with_code_that_does_not_start_keeps_the_old_workers(tmp_path: Path) -> None:
-    copy = Path(shutil.copy(EXAMPLE, tmp_path))
+    copy = Path(shutil.copy(EXAMPLE.path, tmp_path))
     with running(example=copy) as server, connect(server) as client:
         old = server.wait_until_ready(2)
         copy.write_text("raise SystemExit(3)\n")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
-import os
 import re
 import resource
 import select
@@ -21,116 +19,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from aiogaio import Connection, EndOfStreamError, Watcher
+from tests.programs import LIMIT, Example, environment, loops, stopped
 
-ROOT = Path(__file__).parent.parent
-LIMIT = 30.0  # seconds that nothing here may take
+EXAMPLE = Example("push_server.py")
+running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
+
 SOURCES = [f"127.0.0.{host}" for host in range(2, 66)]  # no shortage of ephemeral ports
 NO_NOISE = ("--interval", "0", "--report", "0")
-
-
-# --- an example as a process: what the tests of several examples share ---------------------------
-
-
-def environment() -> dict[str, str]:
-    """An example that forgets to close a connection writes a warning, where nothing is expected."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONWARNINGS": "always::ResourceWarning",
-    }
-
-
-def started(example: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / example), *arguments],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def address_in(line: str) -> tuple[str, int]:
-    """The address that an example has printed."""
-    found = re.search(r"([\d.]+):(\d+)", line)
-    assert found is not None, f"no address in {line!r}"
-    return found[1], int(found[2])
-
-
-@contextlib.contextmanager
-def running(
-    example: str, *arguments: str
-) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    """The example on a free port, and the address it printed."""
-    with started(example, "--port", "0", *arguments) as process:
-        try:
-            assert process.stdout is not None
-            yield process, address_in(process.stdout.readline())
-        finally:
-            process.kill()
-
-
-def stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
-    """What it still prints once the signal has ended it, in good order."""
-    process.send_signal(by)
-    output, complaint = process.communicate(timeout=LIMIT)
-    assert (process.returncode, complaint) == (0, ""), output
-    return output
-
-
-def ended(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The example, started with these arguments, to its end."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example), *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
-def load(example: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(example).stem, ROOT / "examples" / example)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def assert_takes_its_arguments(example: str) -> None:
-    """Help, and one line for what is wrong; never a traceback."""
-    shown = ended(example, "--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    for option in ("--host", "--port", "--loop {asyncio,uvloop}"):
-        assert option in shown.stdout
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        in_use = ended(example, "--port", str(taken.getsockname()[1]))
-    assert (in_use.returncode, in_use.stdout) == (1, "")
-    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", in_use.stderr)
-    for wrong, complaint in (
-        (("--port", "http"), "invalid int value: 'http'"),
-        (("--port", "70000"), "port must be 0-65535"),
-        (("--port", "-1"), "port must be 0-65535"),
-        (("--loop", "fruit"), "invalid choice: 'fruit'"),
-        (("--host", "no.such.host.invalid", "--port", "0"), "cannot listen: "),
-        (("--no-such-option",), "unrecognized arguments"),
-    ):
-        done = ended(example, *wrong)
-        assert done.returncode in {1, 2} and done.stdout == "", wrong
-        assert complaint in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
-
-
-def loops() -> list[str]:
-    return ["asyncio"] + ["uvloop"] * (importlib.util.find_spec("uvloop") is not None)
 
 
 # --- subscribers ---------------------------------------------------------------------------------
@@ -279,9 +179,9 @@ def parsed(status: str) -> dict[str, int]:
 
 
 def test_push_server_takes_its_arguments() -> None:
-    assert_takes_its_arguments("push_server.py")
+    EXAMPLE.assert_takes_its_arguments()
     for wrong in ("-1", "nan", "soon"):
-        done = ended("push_server.py", "--patience", wrong)
+        done = ended("--patience", wrong)
         assert done.returncode == 2 and "--patience: invalid" in done.stderr.splitlines()[-1]
 
 
@@ -289,7 +189,7 @@ def test_push_server_takes_its_arguments() -> None:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order_with_its_status(loop: str, by: signal.Signals) -> None:
     with (
-        running("push_server.py", "--loop", loop, *NO_NOISE) as (process, address),
+        running("--loop", loop, *NO_NOISE) as (process, address),
         socket.create_connection(address, timeout=LIMIT) as client,
         publisher(address) as source,
     ):
@@ -301,7 +201,7 @@ def test_a_signal_ends_it_in_order_with_its_status(loop: str, by: signal.Signals
 def test_everybody_gets_the_time_whoever_else_is_connected() -> None:
     arguments = ("--interval", "0.2", "--report", "0")
     with (
-        running("push_server.py", *arguments) as (process, address),
+        running(*arguments) as (process, address),
         contextlib.ExitStack() as stack,
     ):
         reader, _deaf, leaving = (
@@ -320,7 +220,7 @@ def test_everybody_gets_the_time_whoever_else_is_connected() -> None:
 
 def test_it_prints_its_status_line_now_and_again() -> None:
     arguments = ("--interval", "0", "--report", "0.05")
-    with running("push_server.py", *arguments) as (process, address), publisher(address):
+    with running(*arguments) as (process, address), publisher(address):
         assert process.stdout is not None
         for line in iter(process.stdout.readline, ""):
             if parsed(line)["subscribers"] == 1:
@@ -330,7 +230,7 @@ def test_it_prints_its_status_line_now_and_again() -> None:
 
 
 def test_a_line_that_is_no_command_is_answered_and_one_too_long_ends_the_connection() -> None:
-    with running("push_server.py", *NO_NOISE) as (process, address):
+    with running(*NO_NOISE) as (process, address):
         with socket.create_connection(address, timeout=LIMIT) as client:
             client.sendall(b"HELLO\r\nSTAT\r\n")
             with client.makefile("rb") as lines:
@@ -359,7 +259,7 @@ def broadcast(
     """
     messages = 250_000 // size
     arguments = ("--patience", str(patience), *NO_NOISE)
-    with running("push_server.py", *arguments) as (process, address), publisher(address) as source:
+    with running(*arguments) as (process, address), publisher(address) as source:
         subscribers.ask("connect", address=address, count=hearing)
         subscribers.ask("connect", address=address, count=deaf, deaf=True)
         everybody = hearing + deaf + 1
@@ -400,7 +300,7 @@ async def test_one_write_waits_for_who_does_not_read_whatever_comes(
     watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those that read get all of it meanwhile, in order; then the deaf one is dropped."""
-    push_server = load("push_server.py")
+    push_server = load()
     monkeypatch.setattr(push_server, "KERNEL", 16384)
     listener = push_server.listen("127.0.0.1", 0)
     address = listener.getsockname()
@@ -438,7 +338,7 @@ async def test_messages_in_one_burst_are_missed_by_nobody_who_could_take_them(
     watcher: Watcher,
 ) -> None:
     """The broadcast goes by what is sent, not by which results were collected since."""
-    push_server = load("push_server.py")
+    push_server = load()
     listener = push_server.listen("127.0.0.1", 0)
     feed = push_server.Feed(watcher, patience=5)
     for number in range(50):
@@ -465,7 +365,7 @@ async def test_messages_in_one_burst_are_missed_by_nobody_who_could_take_them(
 async def test_who_leaves_while_a_broadcast_is_under_way_does_not_end_it(
     watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push_server = load("push_server.py")
+    push_server = load()
     monkeypatch.setattr(push_server, "SLICE", 1)
     listener = push_server.listen("127.0.0.1", 0)
     feed = push_server.Feed(watcher, patience=5)

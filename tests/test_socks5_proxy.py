@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import http.server
-import importlib.util
 import ipaddress
 import os
 import random
@@ -14,70 +13,20 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from aiogaio import Connection, Watcher
+from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until
 from tests.support import reset
 
-ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "examples" / "socks5_proxy.py"
-LIMIT = 30.0  # seconds that nothing here may take
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "default", str(EXAMPLE), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    """The program on a free port, and the address it printed."""
-    with subprocess.Popen(
-        command("--port", "0", *arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
-            yield process, (host.strip("[]"), int(port))
-        finally:
-            process.kill()
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
-def farewell(
-    process: subprocess.Popen[str], *, by: int = signal.SIGTERM, complaint: str = ""
-) -> str:
-    """What it says when it is told to stop; it leaves in order."""
-    process.send_signal(by)
-    output, complaints = process.communicate(timeout=LIMIT)
-    assert (process.returncode, complaints) == (0, complaint)
-    return output
+EXAMPLE = Example("socks5_proxy.py")
+running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
 
 
 GREETING = b"\x05\x01\x00"
@@ -94,16 +43,6 @@ def request(host: str | bytes, port: int, *, command: int = 1) -> bytes:
         address = ipaddress.ip_address(host)
         where = bytes([IPV4 if address.version == 4 else IPV6]) + address.packed
     return bytes([5, command, 0]) + where + port.to_bytes(2)
-
-
-def receive(sock: socket.socket, count: int) -> bytes:
-    """So many bytes: MSG_WAITALL does not wait on a socket that has a time-out."""
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        assert more, data
-        data += more
-    return data
 
 
 def receive_reply(sock: socket.socket) -> tuple[int, str, int]:
@@ -140,27 +79,12 @@ def listening(host: str = "127.0.0.1") -> Iterator[socket.socket]:
         yield listener
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
-
-
-def open_sockets(process: subprocess.Popen[str]) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     """Of a proxy that all tests share which do not stop it."""
     with running("--patience", "20") as (process, address):
         yield address
-        farewell(process)
+        stopped(process)
 
 
 # --- Connections ----------------------------------------------------------------------------------
@@ -186,7 +110,7 @@ def test_clients_are_connected_and_let_go_of(loop: str) -> None:
                     server.sendall(b"answer")
                     assert receive(client, 6) == b"answer"
         wait_until(lambda: open_sockets(process) == at_first)
-        said = farewell(process, by=signal.SIGINT)
+        said = stopped(process, by=signal.SIGINT)
         assert said == "closed: 3 connections relayed, 0 refused\n"
 
 
@@ -230,7 +154,7 @@ def test_a_port_where_nobody_listens_is_reply_5_and_nothing_stays_open() -> None
         for _ in range(5):
             assert answer(address, request(host, port)) == (5, "0.0.0.0", 0)
         wait_until(lambda: open_sockets(process) == at_first)
-        assert farewell(process) == "closed: 0 connections relayed, 5 refused\n"
+        assert stopped(process) == "closed: 0 connections relayed, 5 refused\n"
 
 
 @pytest.mark.parametrize("command", [0, 2, 3, 255])
@@ -304,7 +228,7 @@ def test_a_client_that_takes_too_long_is_reset_and_one_that_leaves_is_forgotten(
                     client.recv(1)
             assert time.monotonic() - began >= 0.4
             wait_until(lambda: open_sockets(process) == at_first)
-        assert farewell(process) == "closed: 0 connections relayed, 8 refused\n"
+        assert stopped(process) == "closed: 0 connections relayed, 8 refused\n"
 
 
 @contextlib.contextmanager
@@ -324,7 +248,7 @@ def test_a_destination_that_does_not_answer_in_time_is_reply_4_and_is_given_up()
         at_first = open_sockets(process)
         assert answer(address, request(host, port))[0] == 4
         wait_until(lambda: open_sockets(process) == at_first)
-        farewell(process)
+        stopped(process)
 
 
 def test_stopping_in_the_middle_of_handshakes_leaves_in_order() -> None:
@@ -336,18 +260,10 @@ def test_stopping_in_the_middle_of_handshakes_leaves_in_order() -> None:
             if sent:
                 assert receive(client, 2) == WELCOME
         wait_until(lambda: open_sockets(process) == at_first + 5)  # one of them goes on from there
-        assert farewell(process) == "closed: 0 connections relayed, 0 refused\n"
+        assert stopped(process) == "closed: 0 connections relayed, 0 refused\n"
 
 
 # --- In the test's own process --------------------------------------------------------------------
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextlib.asynccontextmanager

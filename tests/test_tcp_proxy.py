@@ -6,78 +6,26 @@ import asyncio
 import contextlib
 import hashlib
 import http.server
-import importlib.util
 import json
-import os
 import random
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import psutil
 import pytest
 
 from aiogaio import Watcher
+from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until
 from tests.support import reset
 
-ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "examples" / "tcp_proxy.py"
-LIMIT = 30.0  # seconds that nothing here may take
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "default", str(EXAMPLE), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    """The program on a free port, and the address it printed."""
-    with subprocess.Popen(
-        command("--port", "0", *arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
-            yield process, (host.strip("[]"), int(port))
-        finally:
-            process.kill()
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
-def farewell(
-    process: subprocess.Popen[str], *, by: int = signal.SIGTERM, complaint: str = ""
-) -> str:
-    """What it says when it is told to stop; it leaves in order."""
-    process.send_signal(by)
-    output, complaints = process.communicate(timeout=LIMIT)
-    assert (process.returncode, complaints) == (0, complaint)
-    return output
+EXAMPLE = Example("tcp_proxy.py")
+running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
 
 
 @contextlib.contextmanager
@@ -96,31 +44,6 @@ def through(address: tuple[str, int], listener: socket.socket) -> Iterator[list[
         with server:
             server.settimeout(LIMIT)
             yield [client, server]
-
-
-def receive(sock: socket.socket, count: int) -> bytes:
-    """So many bytes: MSG_WAITALL does not wait on a socket that has a time-out."""
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        assert more, data
-        data += more
-    return data
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
-
-
-def open_sockets(process: subprocess.Popen[str]) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
 
 
 def all_of(sock: socket.socket) -> bytes:
@@ -163,7 +86,7 @@ def test_bytes_and_the_end_of_each_side_are_passed_on(loop: str) -> None:
             server.close()
             assert client.recv(1) == b""
         wait_until(lambda: open_sockets(process) == at_first)
-        assert farewell(process) == (
+        assert stopped(process) == (
             f"closed: 1 connections relayed, {len(question)} bytes there and "
             f"{len(answer)} back; 0 not connected\n"
         )
@@ -183,7 +106,7 @@ def test_many_connections_are_kept_apart_and_let_go_of() -> None:
                 expected = b"answer %d" % number
                 assert receive(client, len(expected)) == expected
         wait_until(lambda: open_sockets(process) == at_first)
-        assert farewell(process, by=signal.SIGINT).startswith("closed: 30 connections relayed, ")
+        assert stopped(process, by=signal.SIGINT).startswith("closed: 30 connections relayed, ")
 
 
 def test_a_reset_is_passed_on_as_a_reset_and_not_as_an_end() -> None:
@@ -200,7 +123,7 @@ def test_a_reset_is_passed_on_as_a_reset_and_not_as_an_end() -> None:
             reset(client)
             with pytest.raises(ConnectionResetError):
                 server.recv(1)
-        farewell(process)
+        stopped(process)
 
 
 def test_a_client_whose_upstream_refuses_is_reset_and_the_others_go_on() -> None:
@@ -216,7 +139,7 @@ def test_a_client_whose_upstream_refuses_is_reset_and_the_others_go_on() -> None
                 unlucky.recv(1)
             client.sendall(b"still here")
             assert receive(server, 10) == b"still here"
-        said = farewell(process, complaint="cannot connect: [Errno 111] Connection refused\n")
+        said = stopped(process, complaint="cannot connect: [Errno 111] Connection refused\n")
         assert said.endswith("; 1 not connected\n")
 
 
@@ -237,7 +160,7 @@ def test_a_connection_on_which_nothing_moves_is_reset_after_the_idle_time() -> N
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
         assert time.monotonic() - last >= 0.5
-        farewell(process)
+        stopped(process)
 
 
 def test_a_receiver_that_stops_reading_stops_its_sender_and_memory_stays_flat() -> None:
@@ -264,7 +187,7 @@ def test_a_receiver_that_stops_reading_stops_its_sender_and_memory_stays_flat() 
         client.shutdown(socket.SHUT_WR)
         assert hashlib.sha256(all_of(server)).digest() == summed.digest()  # and nothing is lost
         assert memory().rss - at_first < 2 << 20
-        farewell(process)
+        stopped(process)
 
 
 def test_stopping_closes_the_connections_and_leaves_in_order() -> None:
@@ -273,7 +196,7 @@ def test_stopping_closes_the_connections_and_leaves_in_order() -> None:
         running("--to", to) as (process, address),
         through(address, listener) as (client, server),
     ):
-        assert farewell(process).startswith("closed: 0 connections relayed")
+        assert stopped(process).startswith("closed: 0 connections relayed")
         assert client.recv(1) == server.recv(1) == b""
 
 
@@ -298,14 +221,6 @@ async def test_all_addresses_of_a_name_are_tried(watcher: Watcher) -> None:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_it_has_help() -> None:
@@ -375,7 +290,7 @@ def test_curl_fetches_files_through_it(tmp_path: Path) -> None:
         subprocess.run(["curl", "-sSf", "-Z", *outputs], check=True, timeout=LIMIT)
         for path in fetched:
             assert path.read_bytes() == content
-        farewell(process)
+        stopped(process)
 
 
 @pytest.mark.clients
@@ -407,7 +322,7 @@ def test_iperf3_runs_through_it(direction: list[str]) -> None:
                 end = json.loads(done.stdout)["end"]
                 assert end["sum_received"]["bytes"] > 1 << 20
                 wait_until(lambda: open_sockets(process) == at_first)
-                said = farewell(process)
+                said = stopped(process)
                 there, back = map(int, re.findall(r"(\d+) (?:bytes there|back)", said))
                 assert (back if direction == ["--reverse"] else there) > 1 << 20
         finally:

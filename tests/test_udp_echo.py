@@ -4,74 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from aiogaio import QueueFullError, Watcher
+from tests.programs import LIMIT, Example, stopped
 
-ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "examples" / "udp_echo.py"
-LIMIT = 30.0  # seconds that nothing here may take
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "default", str(EXAMPLE), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    """The program on a free port, and the address it printed."""
-    with subprocess.Popen(
-        command("--port", "0", *arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().split()[-1].rpartition(":")
-            yield process, (host.strip("[]"), int(port))
-        finally:
-            process.kill()
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program, started with these arguments, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
-def farewell(
-    process: subprocess.Popen[str], *, by: int = signal.SIGTERM, complaint: str = ""
-) -> str:
-    """What it says when it is told to stop; it leaves in order."""
-    process.send_signal(by)
-    output, complaints = process.communicate(timeout=LIMIT)
-    assert (process.returncode, complaints) == (0, complaint)
-    return output
+EXAMPLE = Example("udp_echo.py")
+running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
 
 
 @contextlib.contextmanager
@@ -99,7 +45,7 @@ def test_each_datagram_goes_back_to_its_sender(host: str, loop: str) -> None:
                     assert sock.recv(1 << 16) == data
             clients[0].send(bytes(65507))  # the longest that IPv4 has; more at once may get lost
             assert clients[0].recv(1 << 16) == bytes(65507)
-        assert farewell(process) == (
+        assert stopped(process) == (
             "51 datagrams received: 0 were too long, 0 dropped, 0 not sendable\n"
         )
 
@@ -110,17 +56,9 @@ def test_one_that_is_too_long_is_counted_and_no_part_of_it_is_sent() -> None:
             sock.send(bytes(size))
         assert len(sock.recv(1 << 16)) == 100  # it is one socket: they come in order
         assert len(sock.recv(1 << 16)) == 1
-        assert farewell(process, by=signal.SIGINT) == (
+        assert stopped(process, by=signal.SIGINT) == (
             "4 datagrams received: 2 were too long, 0 dropped, 0 not sendable\n"
         )
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Failing:
