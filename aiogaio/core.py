@@ -256,10 +256,10 @@ class Core:
 
     def _admit(self, record: Record, operation: Operation) -> bool:
         """False, and the operation completed, if the connection is closed, or never came to be."""
-        if record.open and record.refusal is None:
-            return True
-        if record.open and record.refusal is not None:
-            error: Exception = again(record.refusal)
+        if record.open:
+            if record.refusal is None:
+                return True
+            error = again(record.refusal)
         elif self._closed:  # it was submitted by another thread and close() came first
             error = WatcherClosedError("the watcher was closed before the request came")
         else:

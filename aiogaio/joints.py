@@ -202,7 +202,8 @@ class Joints(Writes):
     def _go_on_with(self, relay: Relay) -> None:
         for gate in relay.gates:  # none, if it has ended meanwhile
             _pause(gate, paused=False)
-            self._go_on(gate.conn._record)
+        for record in _records_of(relay.gates):
+            self._go_on(record)
 
     def _break(self, joint: Joint, record: Record) -> None:
         """There is an error, and nobody reads at the moment who would find it."""
@@ -256,6 +257,11 @@ def _leave(joint: Joint) -> list[Record]:
     gates, joint.gates = joint.gates, []
     for gate in gates:
         _take_away(gate)
+    return _records_of(gates)
+
+
+def _records_of(gates: list[Gate]) -> list[Record]:
+    """The connections that the gates stand on, each once."""
     return list({id(gate.conn): gate.conn._record for gate in gates}.values())
 
 

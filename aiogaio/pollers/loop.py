@@ -128,8 +128,7 @@ class LoopPoller:
         fd = record.fileno()
         # Nobody else may have a callback on a descriptor that is the watcher's, but the loop may
         # still hold one for an earlier descriptor of this number, closed behind its back.
-        _forget(self._loop.remove_reader, fd)
-        _forget(self._loop.remove_writer, fd)
+        self._forget_both(fd)
         self._served[fd] = record, os.fstat(fd).st_ino
 
     def unregister(self, record: Record) -> bool:
@@ -159,12 +158,16 @@ class LoopPoller:
         self._add(self._loop.add_writer, fd, _when_writable(self, record, interest))
         record.write_watched = True
 
+    def _forget_both(self, fd: int) -> None:
+        """Have the loop hold no callback on this number, whatever it knows of it."""
+        _forget(self._loop.remove_reader, fd)
+        _forget(self._loop.remove_writer, fd)
+
     def _add(self, add: Callable[..., object], fd: int, ready: Callable[[], None]) -> None:
         try:
             add(fd, ready)
         except RuntimeError:  # uvloop, whose libuv has stopped: see `_Held`. It has to be told.
-            _forget(self._loop.remove_reader, fd)
-            _forget(self._loop.remove_writer, fd)
+            self._forget_both(fd)
             add(fd, ready)
 
     def unwatch_reads(self, record: Record) -> None:
@@ -196,8 +199,7 @@ class LoopPoller:
         fd, (record, _) = lost.fd, served
         if not self.holds(record):  # somebody else has the number now, and the callbacks with it
             return
-        _forget(self._loop.remove_reader, fd)
-        _forget(self._loop.remove_writer, fd)
+        self._forget_both(fd)
         for interests, watch in (
             (self._readers, target._watch_reads),
             (self._writers, target._watch_writes),
