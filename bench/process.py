@@ -58,9 +58,9 @@ def serving(name: str, cores: Cores, *arguments: str) -> Iterator[ServerProcess]
         try:
             yield ServerProcess(_read_port(process, errors), process)
             if process.poll() not in (None, 0):
-                raise RunError(f"the server ended: {_last_line(errors)}")
+                raise RunError(f"the server ended: {last_line(errors)}")
         finally:
-            _end(process)
+            end(process)
 
 
 def _read_port(process: subprocess.Popen[str], errors: IO[str]) -> int:
@@ -68,17 +68,19 @@ def _read_port(process: subprocess.Popen[str], errors: IO[str]) -> int:
     ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
     line = process.stdout.readline() if ready else ""
     if not line.strip().isdigit():
-        raise RunError(f"the server did not start: {_last_line(errors)}")
+        raise RunError(f"the server did not start: {last_line(errors)}")
     return int(line)
 
 
-def _last_line(file: IO[str]) -> str:
+def last_line(file: IO[str]) -> str:
+    """The last that a process has said."""
     file.seek(0)
     lines = [line for line in file.read().splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no message"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
+    """Have it stop, and wait until it has."""
     process.terminate()
     try:
         process.wait(PATIENCE)

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import socket
-import struct
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,6 +35,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
+from tests.support import reset
 
 HOST = "127.0.0.1"
 NONE = type(None)
@@ -155,7 +155,7 @@ class Puppets:
                 elif command == "deaf":
                     hearing.clear()
                 elif command == "reset":
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    reset(sock)
                     return
                 else:
                     raise ValueError(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import pkgutil
 import shutil
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import bench.applications
 from bench.applications.runner import Application, measure, table, verdict
-from bench.machine import Cores, facts
+from bench.machine import choose_cores, facts
 from bench.progress import progress_display
 
 
@@ -28,12 +27,6 @@ def known() -> dict[str, Application]:
             if application is not None:
                 found[application.name] = application
     return found
-
-
-def choose_cores() -> Cores:
-    """The servers get the first core, the load tool the next; the same if there is one only."""
-    usable = sorted(os.sched_getaffinity(0))
-    return Cores(server=usable[0], load=usable[min(1, len(usable) - 1)])
 
 
 def at_least(least: float, kind: type[int] | type[float], text: str) -> float:

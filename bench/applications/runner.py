@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.machine import Cores
-from bench.process import PATIENCE, ROOT, RunError
+from bench.process import PATIENCE, ROOT, RunError, end, last_line
 from bench.progress import Progress
 from bench.results import spread
 
@@ -197,20 +197,6 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         raise RunError("the server ended") from None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def last_line(output: IO[str]) -> str:
-    output.seek(0)
-    return output.read().strip().rpartition("\n")[2] or "no message"
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def verdict(target: Target, rows: list[Row]) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
 from typing import TYPE_CHECKING, Any
 
 from tests.model.requests import ASIDE, READS, WRITES, Request
+from tests.probes import unread
+from tests.simulation import SimulatedSocket
+from tests.support import reset
 
 if TYPE_CHECKING:
     from aiogaio import Connection, Operation
 
-_RESETS = struct.pack("ii", 1, 0)
 _WORD = 8
 #: Datagrams begin at multiples of it.
 _STEP = 64
@@ -48,7 +47,6 @@ class Line:
         self._written = bytearray()
         self._over = 0  # writes that are in `_written`
         # What has happened to it.
-        self.connected = peer is not None
         self.ended = False  # the peer has sent its FIN
         self.broken = False  # the peer has, or may have, sent a RST
         self.shut = False  # our own FIN was asked for
@@ -87,12 +85,6 @@ class Line:
         else:
             self._queues[request.queue].append(request)
 
-    def forget_settled(self) -> None:
-        """What is over and checked need not be kept, but for the last of each kind."""
-        self.requests = [one for one in self.requests if not one.settled]
-        self._queues[READS] = [one for one in self._queues[READS] if not one.settled]
-        self._queues[ASIDE] = [one for one in self._queues[ASIDE] if not one.settled]
-
     def queued_data(self, count: int) -> bytes:
         """Data for a write that no other write of this line has."""
         return content(self.tag + 1, _WORD * 7 * len(self._queues[WRITES]), count)
@@ -123,17 +115,17 @@ class Line:
         return bool(data)
 
     def peer_ends(self) -> None:
-        if self.peer is None or self.ended or self.broken or not self.connected:
+        if self.peer is None or self.ended or self.broken:
             return
         with contextlib.suppress(OSError):
             self.peer.shutdown(socket.SHUT_WR)
             self.ended = True
 
     def peer_closes(self, *, resets: bool) -> None:
-        if self.peer is None or not self.connected:
+        if self.peer is None:
             return
         if resets and self.kind != "unix":
-            self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESETS)
+            reset(self.peer)
             self.broken = True
         elif self._peer_has_unread():
             self.broken = True
@@ -145,11 +137,9 @@ class Line:
         self.peer = None
 
     def _peer_has_unread(self) -> bool:
-        unread: int | None = getattr(self.peer, "unread", None)
-        if unread is None:
-            answer = fcntl.ioctl(self.peer.fileno(), termios.FIONREAD, b"\0\0\0\0")
-            (unread,) = struct.unpack("i", answer)
-        return bool(unread)
+        if isinstance(self.peer, SimulatedSocket):
+            return self.peer.unread > 0
+        return unread(self.peer) > 0
 
     # --- What is delivered -----------------------------------------------------------------------
 

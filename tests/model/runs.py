@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from tests.model.machine import Failed, Step, explore, perform, written
+from tests.model.machine import Failed, Step, abandon, explore, perform, written
 from tests.model.session import Session
 from tests.model.worlds import RealWorld, SimulatedWorld, World
-
-try:
-    import uvloop
-except ImportError:  # uvloop has no wheel for this interpreter: stock asyncio alone is tested
-    uvloop = None
+from tests.probes import LOOP_FACTORIES
 
 POLLERS = ("epoll", "loop")
 
 WORLDS: dict[str, Callable[[], World]] = {
     "simulated": SimulatedWorld,
     "distant": lambda: SimulatedWorld(latency=0.002, cost=0.00002),
-    "asyncio": lambda: RealWorld(asyncio.SelectorEventLoop),
+    **{name: partial(RealWorld, new_loop) for name, new_loop in LOOP_FACTORIES.items()},
 }
-if uvloop is not None:
-    WORLDS["uvloop"] = lambda: RealWorld(uvloop.new_event_loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +70,7 @@ def replay(world: str, poller: str, steps: list[Step], log: Callable[[str], None
         session.close()
         place.close()
     except BaseException:
-        session.abandon()
+        abandon(session, place)
         raise
 
 

@@ -505,7 +505,7 @@ class Session:
             self._add_line(op.accepted, self._dialed.pop(op.address), "tcp")
         elif request.kind == "connect":
             if op.error is None:
-                line.connected, line.lost = True, False
+                line.lost = False
                 if line.alive and not line.conn.closed:
                     line.peer = self.world.peer_of(line.conn)
                     line.peer.setblocking(False)

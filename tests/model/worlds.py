@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from tests.probes import events
 from tests.simulation import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiogaio import Connection
-
-_BITS = select.POLLIN | select.POLLOUT | select.POLLRDHUP
 
 
 class World:
@@ -130,9 +128,7 @@ class RealWorld(World):
             self._arrived[address] = ours
 
     def server(self) -> Any:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener = _small_socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         listener.setblocking(False)
@@ -150,9 +146,7 @@ class RealWorld(World):
             sock = socket.socket(type=socket.SOCK_DGRAM)
             sock.bind(("127.0.0.1", 0))
         else:
-            sock = socket.socket()
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sock = _small_socket()
         sock.setblocking(False)
         return sock
 
@@ -167,12 +161,18 @@ class RealWorld(World):
             self.turn()
 
     def readiness(self, conn: Connection) -> int:
-        poll = select.poll()
-        poll.register(conn.fileno(), _BITS)
-        return dict(poll.poll(0)).get(conn.fileno(), 0)
+        return events(conn)
 
     def fail(self, call: str, number: int, after: int) -> None:
         """Real system calls are not made to fail here."""
 
     def repair(self) -> None:
         """So none need be repaired."""
+
+
+def _small_socket() -> socket.socket:
+    """Of TCP, with buffers that are soon full; what a listener accepts has them, too."""
+    sock = socket.socket()
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, 4096)
+    return sock
