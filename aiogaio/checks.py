@@ -22,6 +22,7 @@ from aiogaio.errors import (
     UnsupportedConnectionError,
     WatcherClosedError,
 )
+from aiogaio.limits import MAX_PENDING, MAX_QUEUED_BYTES
 from aiogaio.operation import (
     Accept,
     Armed,
@@ -189,7 +190,10 @@ class Checks(Proactor):
             raise ValueError(f"{name} must not be negative or NaN, but is {value!r}")
         if not value:  # past by any clock, also one that stood still since the call began
             return 0.0
-        return None if value == math.inf else start + value
+        try:
+            return None if value == math.inf else start + value
+        except OverflowError:  # an int that no clock reaches
+            return None
 
     def _connection_of(self, conn: object, *, listening: bool | None = None) -> Connection:
         """The connection that ``conn`` is or stands for; a socket is delegated on the spot.
@@ -214,11 +218,18 @@ class Checks(Proactor):
     def _check_limits(self, conn: object, count: int = 0) -> None:
         """Raise :exc:`QueueFullError` if a request of ``count`` bytes is one too many."""
         limits = self._limits
-        if limits is None:
+        if limits is None or self._closed:  # what comes next raises for that
             return
         connection = self._delegated(conn)
         requests, queued = 0, 0
-        if connection is not None:
+        if not self._exact:
+            if connection is None:
+                return
+            record = connection._record
+            if record.behind + 2 < MAX_PENDING and record.queued_bytes + count <= MAX_QUEUED_BYTES:
+                return
+            requests, queued = record.pending, record.queued_bytes
+        elif connection is not None:
             record = connection._record
             posted = self._posted.get(record, (0, 0))
             requests = record.pending + posted[0]

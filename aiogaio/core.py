@@ -73,6 +73,7 @@ class Core:
         "_deliver",
         "_direct",
         "_events",
+        "_exact",
         "_fast",
         "_hungry",
         "_inbox",
@@ -131,8 +132,10 @@ class Core:
         else:
             self._deliver = _delivery(self._ready, instrument)
         self._limits = limits
+        # Whether every request has to be counted, wherever it is.
+        self._exact = limits is not None and not limits.by_default
         # Whether there is a short way at all: nobody counts, nobody looks on.
-        self._fast = limits is None and instrument is None
+        self._fast = not self._exact and instrument is None
 
         self._records: list[Record | None] = []  # by descriptor; numbers are small and dense
         self._deadlines = Deadlines()
@@ -146,7 +149,7 @@ class Core:
         # Torn writes whose results have not been handed over.
         self._torn: list[tuple[Operation, Record]] = []
         self._inbox = Inbox(loop)
-        # Requests in it, and their bytes, if there are limits.
+        # Requests in it, and their bytes, if limits are to be exact.
         self._posted: dict[Record, tuple[int, int]] = {}
 
         self._submitted = self._collected = self._shots = 0
@@ -284,7 +287,7 @@ class Core:
 
     def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
         """Post a request of ``count`` bytes, so that it is counted."""
-        if self._limits is None:
+        if not self._exact:
             self._post(enter)
             return
 

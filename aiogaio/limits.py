@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from aiogaio.errors import QueueFullError
+
+#: What a connection may hold unless the program says otherwise. A peer that takes nothing costs no
+#: more: 64 MiB of data, and a few hundred bytes for each request.
+MAX_PENDING: Final = 65_536
+MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 
 #: An int: for each connection. A pair: for each, and for all together; ``None`` is no limit.
 Limit = int | tuple[int | None, int | None] | None
@@ -25,6 +30,20 @@ class Limits:
         """The limits that these arguments mean; ``None`` if there are none."""
         four = *_pair("max_pending", max_pending), *_pair("max_queued_bytes", max_queued_bytes)
         return None if four == (None, None, None, None) else cls(*four)
+
+    @property
+    def by_default(self) -> bool:
+        """Whether nobody has asked for them: then they are there for what a slow peer can cost.
+
+        They are checked where that costs nothing: not for a request that finds its queue empty,
+        nor for what is on its way from another thread.
+        """
+        return (
+            self.pending in {None, MAX_PENDING}
+            and self.queued_bytes in {None, MAX_QUEUED_BYTES}
+            and self.pending_in_all is None
+            and self.queued_bytes_in_all is None
+        )
 
     def check_pending(self, pending: int, in_all: int) -> None:
         """Raise :exc:`QueueFullError` if one request more is too many."""

@@ -18,7 +18,7 @@ from aiogaio.completions import BATCH_LIMIT, Drained
 from aiogaio.connection import Connection
 from aiogaio.delegation import check_supported, is_of_asyncio
 from aiogaio.errors import UnsupportedConnectionError, WatcherClosedError
-from aiogaio.limits import Limits
+from aiogaio.limits import MAX_PENDING, MAX_QUEUED_BYTES, Limits
 from aiogaio.messages import MessageRequests
 from aiogaio.operation import Operation, OpType
 from aiogaio.statistics import Pending, Statistics
@@ -38,12 +38,14 @@ _WRITE: Final = OpType.WRITE
 class Watcher(MessageRequests):
     """A proactor on the running event loop: submit requests, collect completed operations.
 
+    What gaio's ``Watcher`` is.
+
     :param buffer_size: bytes that a read without a buffer takes at most.
     :param poller: ``"epoll"``, ``"loop"``, or ``"auto"`` for the first of them that works.
     :param batch_size: readiness events taken per poll at most; while so many completions await
         collection, multishot requests take nothing more.
     :param max_pending: requests that may be pending on one connection; or a pair, for one and for
-        all together. Over it a request raises :exc:`QueueFullError`.
+        all together; ``None`` for no limit. Over it a request raises :exc:`QueueFullError`.
     :param max_queued_bytes: the same for bytes of writes that the sockets have not taken. The
         first write of an empty queue may be longer.
     :param instrument: who looks on, see :mod:`aiogaio.instruments`.
@@ -51,7 +53,17 @@ class Watcher(MessageRequests):
     :raises ValueError: an unknown poller, or a size below 1.
     :raises TypeError: a size that is no int, or an instrument that is none.
 
-    With limits or an instrument each message takes a longer way, by about a half.
+    The two limits of the default keep a peer that takes nothing from filling the memory: they are
+    checked where that costs nothing, and a request more may slip through. Limits of your own are
+    exact; with them or with an instrument each message takes a longer way, by about a half.
+
+    >>> async with Watcher(buffer_size=4096) as mine:
+    ...     op = mine.read(peer)  # a socket is delegated by its first request
+    ...     watcher.write(conn, b"hello", silent=True)
+    ...     async for results in mine:
+    ...         print([op.data for op in results])
+    ...         mine.close()
+    [b'hello']
     """
 
     __slots__ = ()
@@ -62,8 +74,8 @@ class Watcher(MessageRequests):
         buffer_size: int = 65536,
         poller: Literal["auto", "epoll", "loop"] = "auto",
         batch_size: int = 128,
-        max_pending: Limit = None,
-        max_queued_bytes: Limit = None,
+        max_pending: Limit = MAX_PENDING,
+        max_queued_bytes: Limit = MAX_QUEUED_BYTES,
         instrument: Instrument | None = None,
     ) -> None:
         super().__init__(
@@ -91,6 +103,13 @@ class Watcher(MessageRequests):
         :raises UnsupportedConnectionError: nothing of this kind, a plain file, an ``SSLSocket``, a
             socket that is closed, or that belongs to an asyncio transport or to another watcher.
         :raises WatcherClosedError: the watcher is closed.
+
+        >>> ours, theirs = socket.socketpair()
+        >>> delegated = watcher.delegate(ours)
+        >>> ours.fileno()  # spent, and stands for its connection
+        -1
+        >>> watcher.delegate(ours) is delegated
+        True
         """
         if isinstance(sock, socket.socket | Connection) or is_of_asyncio(sock):
             return self._connection_of(sock)
@@ -119,7 +138,14 @@ class Watcher(MessageRequests):
         :raises TypeError: ``buffer`` is read-only or not contiguous.
         :raises ValueError: a negative or NaN time, both times, or a buffer with ``multishot``.
         :raises UnsupportedConnectionError: ``conn`` is a listener, or nothing to be read from.
+        :raises QueueFullError: more is pending than the watcher's ``max_pending``.
         :raises WatcherClosedError: the watcher is closed.
+
+        >>> op = watcher.read(conn, context="greeting", timeout=5)
+        >>> peer.sendall(b"hello")
+        >>> [op] = await watcher.wait_io()
+        >>> op.data, op.context
+        (b'hello', 'greeting')
         """
         # The short way for what nearly every call is: one attempt or none, and no further call. The
         # operation is made first, since the collector may run then, and finalizers of the program.
@@ -178,8 +204,16 @@ class Watcher(MessageRequests):
     ) -> Operation:
         """Request as many receives as fill the whole of ``buffer``; completes as ``READ``.
 
-        If it ends with an error, ``op.size`` says how many bytes have come. Parameters and
-        errors raised are those of :meth:`read`.
+        What gaio's ``ReadFull`` does. If it ends with an error, ``op.size`` says how many bytes
+        have come. Parameters and errors raised are those of :meth:`read`.
+
+        >>> buffer = bytearray(8)
+        >>> op = watcher.read_full(conn, buffer)
+        >>> for half in b"long", b"word":
+        ...     peer.sendall(half)
+        >>> [op] = await watcher.wait_io()
+        >>> op.size, buffer
+        (8, bytearray(b'longword'))
         """
         operation, due = self._make_read_full(conn, buffer, context, timeout, deadline)
         self._submit_read(operation.conn._record, operation, due)
@@ -226,10 +260,19 @@ class Watcher(MessageRequests):
         :raises TypeError: ``data`` is not bytes-like, or not contiguous.
         :raises ValueError: a negative or NaN time, or both times.
         :raises UnsupportedConnectionError: ``conn`` is a listener, or as :meth:`delegate`.
+        :raises QueueFullError: more is pending than ``max_pending`` or ``max_queued_bytes``.
         :raises WatcherClosedError: the watcher is closed.
 
         ``context``, ``timeout`` and ``deadline`` are as for :meth:`read`. A write that fails
         after a part of it was sent takes with it the writes that stand behind it.
+
+        >>> op = watcher.write(conn, b"hello, ")
+        >>> [op] = await watcher.wait_io()
+        >>> op.type.name, op.size
+        ('WRITE', 7)
+        >>> watcher.write(conn, b"world", silent=True)  # taken whole at once: None
+        >>> peer.recv(16)
+        b'hello, world'
         """
         # The short way, as in read(). The one system call made outside of `attempts`: a call more
         # takes 2% of the time of a small message.
@@ -307,6 +350,12 @@ class Watcher(MessageRequests):
         with ``more=True`` and goes on within a second.
 
         :raises UnsupportedConnectionError: the socket does not listen.
+
+        >>> op = watcher.accept(socket.create_server(("127.0.0.1", 0)))
+        >>> client = socket.create_connection(op.conn.sockname)
+        >>> [op] = await watcher.wait_io()
+        >>> op.address == op.accepted.peername == client.getsockname()
+        True
         """
         operation, due = self._make_accept(listener, context, timeout, deadline, multishot)
         self._submit_read(operation.conn._record, operation, due)
@@ -320,6 +369,15 @@ class Watcher(MessageRequests):
 
         :raises TypeError: not an operation.
         :raises UnsupportedConnectionError: an operation of another watcher.
+
+        >>> op = watcher.read(conn)
+        >>> watcher.cancel(op)
+        True
+        >>> [op] = await watcher.wait_io()
+        >>> op.error
+        OperationCancelledError('the operation was cancelled')
+        >>> watcher.cancel(op)
+        False
         """
         self._check_operation(op)
         if self._inbox.waiting and not self._busy:  # it may be on its way from another thread
@@ -327,12 +385,21 @@ class Watcher(MessageRequests):
         return self._cancel(op)
 
     def free(self, conn: Connection | socket.socket) -> bool:
-        """Close the connection now, and release all that belongs to it.
+        """Close the connection now (close(2)), and release all that belongs to it.
 
         What is pending completes with :exc:`ConnectionFreedError`, reads first. A socket that
         was never delegated is just closed. Returns ``False`` if it was closed already.
 
         :raises UnsupportedConnectionError: as :meth:`delegate`.
+
+        >>> op = watcher.read(conn)
+        >>> watcher.free(conn)
+        True
+        >>> [op] = await watcher.wait_io()
+        >>> op.error
+        ConnectionFreedError('the connection was freed')
+        >>> watcher.free(conn)
+        False
         """
         connection = self._delegated(conn)
         if connection is not None:
@@ -346,7 +413,13 @@ class Watcher(MessageRequests):
 
     @property
     def threadsafe(self) -> ThreadSafe:
-        """A view of this watcher whose requests may be made from any thread."""
+        """A view of this watcher whose requests may be made from any thread.
+
+        >>> op = await asyncio.to_thread(watcher.threadsafe.write, conn, b"hello")
+        >>> [op] = await watcher.wait_io()
+        >>> peer.recv(16)
+        b'hello'
+        """
         return ThreadSafe(self)
 
     # --- Results -------------------------------------------------------------------------------
@@ -354,21 +427,43 @@ class Watcher(MessageRequests):
     async def wait_io(self) -> list[Operation]:
         """Wait for completed operations and return them, one or more, in order of completion.
 
-        Cancelling the call loses nothing: the next one returns what has completed.
+        What gaio's ``WaitIO`` does. Cancelling the call loses nothing: the next one returns what
+        has completed.
 
         :raises WatcherClosedError: the watcher is closed and all results are collected.
         :raises RuntimeError: another task is waiting already.
+
+        >>> requests = [watcher.write(conn, b"one"), watcher.write(conn, b"two")]
+        >>> results = await watcher.wait_io()
+        >>> results == requests
+        True
+        >>> [op.size for op in results]
+        [3, 3]
         """
         await self._completions.wait(self._look)
         return self._collect(BATCH_LIMIT)
 
     def poll_io(self) -> list[Operation]:
-        """Return what is completed now, possibly nothing; never waits."""
+        """Return what is completed now, possibly nothing; never waits, and raises nothing.
+
+        >>> watcher.poll_io()
+        []
+        >>> op = watcher.write(conn, b"hello")
+        >>> watcher.poll_io() == [op]
+        True
+        """
         self._look()
         return self._collect(len(self._ready))
 
     def __aiter__(self) -> Self:
-        """Iterate over lists of results, as :meth:`wait_io`, until closed and drained."""
+        """Iterate over lists of results, as :meth:`wait_io`, until closed and drained.
+
+        >>> op = watcher.write(conn, b"hello")
+        >>> watcher.close()
+        >>> async for results in watcher:
+        ...     print([op.size for op in results])
+        [5]
+        """
         return self
 
     async def __anext__(self) -> list[Operation]:
@@ -381,13 +476,26 @@ class Watcher(MessageRequests):
 
     @property
     def closed(self) -> bool:
-        """True once :meth:`close` was called. Results may still wait to be collected."""
+        """True once :meth:`close` was called. Results may still wait to be collected.
+
+        >>> watcher.closed
+        False
+        >>> watcher.close()
+        >>> watcher.closed
+        True
+        """
         return self._closed
 
     def close(self) -> None:
         """Close every connection; all that is pending completes with :exc:`WatcherClosedError`.
 
         What is undelivered can still be collected. Idempotent.
+
+        >>> op = watcher.read(conn)
+        >>> watcher.close()
+        >>> [op] = await watcher.wait_io()
+        >>> op.error, conn.closed
+        (WatcherClosedError('the watcher was closed'), True)
         """
         self._close()
 
@@ -398,6 +506,12 @@ class Watcher(MessageRequests):
         are delivered as always. May be cancelled.
 
         :raises UnsupportedConnectionError: ``conn`` is not delegated to this watcher.
+
+        >>> op = watcher.write(conn, bytes(1_000_000))  # more than the socket takes at once
+        >>> slow = asyncio.to_thread(peer.recv, 1_000_000, socket.MSG_WAITALL)
+        >>> received, _ = await asyncio.gather(slow, watcher.drain(conn))
+        >>> op.completed, len(received)
+        (True, 1000000)
         """
         if self._inbox.waiting and not self._busy:
             self._run_inbox()
@@ -419,6 +533,11 @@ class Watcher(MessageRequests):
 
         :param grace: seconds that this may take; ``None`` for as long as it takes.
         :raises ValueError: ``grace`` is negative or NaN.
+
+        >>> op = watcher.write(conn, b"goodbye")
+        >>> await watcher.aclose(grace=5)
+        >>> watcher.closed, peer.recv(16)
+        (True, b'goodbye')
         """
         if grace is not None and not grace >= 0:
             raise ValueError(f"grace must not be negative or NaN, but is {grace!r}")
@@ -448,7 +567,13 @@ class Watcher(MessageRequests):
             self._close_from_finalizer()
 
     def statistics(self) -> Statistics:
-        """A snapshot of the counters."""
+        """A snapshot of the counters; see :class:`Statistics`. Also after :meth:`close`.
+
+        >>> op = watcher.write(conn, b"hello")
+        >>> now = watcher.statistics()
+        >>> now.submitted, now.completed, now.pending, now.bytes_written
+        (1, 1, 0, 5)
+        """
         submitted = self._submitted + self._silent_at_once
         silent = self._silent + self._silent_at_once
         completed = self._collected + len(self._ready) + silent - self._shots
@@ -467,6 +592,10 @@ class Watcher(MessageRequests):
         """How many requests are pending on a connection, and how many bytes wait to be sent.
 
         :raises UnsupportedConnectionError: nothing that was delegated to this watcher.
+
+        >>> op = watcher.read(conn)
+        >>> watcher.pending(conn)
+        Pending(requests=1, queued_bytes=0)
         """
         connection = self._delegated(conn)
         if connection is None:
@@ -480,6 +609,12 @@ class Watcher(MessageRequests):
         :param cpu: the core's number, from 0.
         :raises ValueError: there is no such core, or this process may not run on it.
         :raises NotImplementedError: the system has no such call.
+
+        >>> cores = os.sched_getaffinity(0)
+        >>> watcher.set_affinity(min(cores))
+        >>> os.sched_getaffinity(0) == {min(cores)}
+        True
+        >>> os.sched_setaffinity(0, cores)  # as before
         """
         pin_thread(self._thread, cpu)
 

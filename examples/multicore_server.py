@@ -149,18 +149,16 @@ class Supervisor:
             return None
         self.exits[process] = exited = asyncio.create_task(self.watch(number, process))
         assert process.stdout is not None
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START):
-                ready = await process.stdout.readline()
-        except TimeoutError:
-            ready = b""
-        if not ready:
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                process.kill()
+                if await process.stdout.readline():
+                    say(f"worker {number} (pid {process.pid}) is ready")
+                    return process
+                await asyncio.wait([exited])  # it ends by itself: killed, its status might be lost
+        if process in self.exits:
+            process.kill()
             await asyncio.wait([exited])
-            return None
-        say(f"worker {number} (pid {process.pid}) is ready")
-        return process
+        return None
 
     async def watch(self, number: int, process: Process) -> None:
         """Say how it ended."""

@@ -49,6 +49,13 @@ async def watcher(poller: str) -> AsyncIterator[Watcher]:
         yield watcher
 
 
+@pytest_asyncio.fixture
+async def unlimited(poller: str) -> AsyncIterator[Watcher]:
+    """A watcher whose connections may have any number of requests pending."""
+    async with Watcher(poller=poller, max_pending=None) as watcher:
+        yield watcher
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
     """Every test ends with no descriptor more than it began with.

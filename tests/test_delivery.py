@@ -811,18 +811,18 @@ async def test_D3_queue_of_many_reads_leaves_turns_to_others(watcher: Watcher) -
         await loop_stays_alive(busy)
 
 
-async def test_D3_many_deadlines_at_one_time_leave_turns_to_others(watcher: Watcher) -> None:
+async def test_D3_many_deadlines_at_one_time_leave_turns_to_others(unlimited: Watcher) -> None:
     server, client = tcp_pair()
     buffer = bytearray(1)
     with client:
-        conn = watcher.delegate(server)
+        conn = unlimited.delegate(server)
 
         async def busy(ticker: Ticker) -> list[Operation]:
             deadline = asyncio.get_running_loop().time() + 0.25
             for _ in range(2 * MANY):
-                watcher.read(conn, buffer, deadline=deadline)
+                unlimited.read(conn, buffer, deadline=deadline)
             ticker.begin()
-            return await collect(watcher, 2 * MANY)
+            return await collect(unlimited, 2 * MANY)
 
         await loop_stays_alive(busy)
 
@@ -841,20 +841,20 @@ async def test_D3_end_with_many_reads_pending_leaves_turns_to_others(watcher: Wa
     await loop_stays_alive(busy)
 
 
-async def test_D3_torn_write_with_many_behind_leaves_turns_to_others(watcher: Watcher) -> None:
+async def test_D3_torn_write_with_many_behind_leaves_turns_to_others(unlimited: Watcher) -> None:
     """All that stand behind it fall; not all of them in one go."""
 
     async def busy(ticker: Ticker) -> list[Operation]:
         server, client = unix_pair()
         with client:
-            conn = watcher.delegate(server)
-            watcher.write(conn, bytes(4 << 20))
+            conn = unlimited.delegate(server)
+            unlimited.write(conn, bytes(4 << 20))
             for _ in range(2 * MANY):
-                watcher.write(conn, b"x")
+                unlimited.write(conn, b"x")
             await asyncio.sleep(0.002)
             ticker.begin()
             client.close()
-            return await collect(watcher, 2 * MANY + 1)
+            return await collect(unlimited, 2 * MANY + 1)
 
     await loop_stays_alive(busy)
 

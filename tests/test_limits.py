@@ -25,6 +25,7 @@ from aiogaio import (
     UnsupportedConnectionError,
     Watcher,
 )
+from aiogaio.limits import MAX_PENDING, MAX_QUEUED_BYTES
 from tests.probes import Pairs, delegating, hung_up, receive, small_pair, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
@@ -934,3 +935,50 @@ async def test_limits_in_a_storm(poller: str, pair: Pairs, seed: int) -> None:
             assert op.completed
             assert id(op) in ends or (getattr(op, "silent", False) and op.error is None)
         assert_nothing_left(watcher, *(conn for conn, _ in pairs))
+
+
+# --- By default ----------------------------------------------------------------------------------
+
+Writes = Callable[[Watcher, Connection], Any]
+
+
+@pytest.mark.parametrize(
+    ("write", "counted"),
+    [
+        (lambda watcher, conn: watcher.write(conn, b"x", silent=True), "requests"),
+        (lambda watcher, conn: watcher.read(conn, bytearray(1)), "requests"),
+        (lambda watcher, conn: watcher.threadsafe.write(conn, b"x"), "requests"),
+        (lambda watcher, conn: watcher.write(conn, bytes(1 << 20), silent=True), "queued_bytes"),
+        (lambda watcher, conn: watcher.sendmsg(conn, [bytes(1 << 20)]), "queued_bytes"),
+    ],
+    ids=["silent", "read", "threadsafe", "silent-bytes", "sendmsg"],
+)
+async def test_S15_by_default_a_peer_that_takes_nothing_costs_a_bounded_amount(
+    poller: str, pair: Pairs, write: Writes, counted: str
+) -> None:
+    limit = {"requests": MAX_PENDING, "queued_bytes": MAX_QUEUED_BYTES}[counted]
+    in_between = 1000
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        conn, _ = pair(watcher, small_pair)
+        watcher.write(conn, bytes(LONG))
+        with pytest.raises(QueueFullError):
+            for number in range(MAX_PENDING + 2 * in_between):
+                write(watcher, conn)
+                if not number % in_between:  # what a thread has asked for comes to its queue
+                    await settle()
+        await settle()
+        assert limit / 2 < getattr(watcher.pending(conn), counted) <= limit + in_between
+        before = watcher.pending(conn)
+        with pytest.raises(QueueFullError):
+            write(watcher, conn)
+        assert watcher.pending(conn) == before
+        other, _ = pair(watcher, small_pair)
+        write(watcher, other)  # the others are served as ever
+
+
+async def test_the_limits_of_the_default_leave_messages_the_short_way(poller: str) -> None:
+    for options in ({}, {"max_pending": None}, {"max_queued_bytes": None}):
+        async with Watcher(poller=poller, **options) as watcher:  # type: ignore[arg-type]
+            assert watcher._fast
+    async with Watcher(poller=poller, max_pending=5) as watcher:  # type: ignore[arg-type]
+        assert not watcher._fast
