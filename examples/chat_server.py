@@ -16,7 +16,6 @@ import sys
 from collections import defaultdict
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from aiogaio import (
     Connection,
@@ -37,17 +36,14 @@ try:
 except ImportError:
     sys.exit("chat_server needs: pip install wsproto")
 try:
-    import redis.asyncio as redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-except ImportError:  # for --bus alone
-    redis = None  # type: ignore[assignment]
+    from chat_bus import Bus
+except ImportError:  # redis is not installed; for --bus alone
+    Bus = None  # type: ignore[assignment, misc]
 
 LONGEST_HEAD = 16384  # bytes of an HTTP request
 QUEUE = 1 << 20  # bytes that may wait for one member
 KERNEL = 65536  # bytes that the system may hold for it besides; by itself it takes megabytes
 LINGER = 2.0  # seconds for the peer to end its side, after we have ended ours
-AGAIN = 2.0  # seconds from one attempt to reach the bus to the next
 PAGE = Path(__file__).with_name("chat.html").read_bytes()
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; "
@@ -276,90 +272,7 @@ def answer(status: int, body: bytes, *headers: tuple[str, str], kind: str = "tex
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-class Bus:
-    """What is said goes to Redis, and comes back from there to all processes (PUBLISH)."""
-
-    PREFIX = "chat:"
-
-    def __init__(self, url: str) -> None:
-        self.redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self.redis.set_retry(Retry(NoBackoff(), 0))  # who loses the bus has to know
-        self.up = False
-        self.outbox: list[tuple[str, str]] = []
-        self.held: list[Connection] = []  # not read again until what they have said is out
-        self.filled = asyncio.Event()
-
-    def take(self, room: str, text: str) -> bool:
-        """Take a message, if the bus is there."""
-        if self.up:
-            self.outbox.append((room, text))
-            self.filled.set()
-        return self.up
-
-    def holds(self, conn: Connection) -> bool:
-        """Whether this connection is read later: the bus sets the pace."""
-        if self.outbox:
-            self.held.append(conn)
-        return bool(self.outbox)
-
-    async def run(self, chat: Chat) -> None:
-        """Connect; and again after each loss."""
-        reported = False
-        while True:
-            try:
-                async with self.redis.pubsub() as channel, asyncio.TaskGroup() as tasks:
-                    # All rooms: that scales with the members, but each process hears everything.
-                    await channel.psubscribe(f"{self.PREFIX}*")
-                    tasks.create_task(self.listen(channel, chat))
-                    tasks.create_task(self.publish(chat))
-            except* (OSError, redis.RedisError) as group:
-                if self.up or not reported:
-                    reported = True
-                    why = str(group.exceptions[0]).rstrip(".")
-                    print(f"bus: {why}; rooms are local, next try each {AGAIN:g} s", flush=True)
-            self.up = False
-            for room, text in self.outbox:  # perhaps for the second time; never lost here
-                chat.deliver(room, text)
-            self.outbox = []
-            self.release(chat)
-            await self.redis.connection_pool.disconnect()  # what it keeps is dead as well
-            await asyncio.sleep(AGAIN)
-
-    async def listen(self, channel: Any, chat: Chat) -> None:
-        """What comes from the bus."""
-        while True:
-            message = await channel.get_message(timeout=None)
-            if message is None:
-                continue
-            if message["type"] == "psubscribe":
-                self.up = True
-                print("bus: connected", flush=True)
-            elif message["type"] == "pmessage":
-                room = message["channel"].decode(errors="replace").removeprefix(self.PREFIX)
-                chat.deliver(room, message["data"].decode(errors="replace"))
-
-    async def publish(self, chat: Chat) -> None:
-        """What goes to the bus: all that was said since the last time, at once."""
-        while True:
-            await self.filled.wait()
-            self.filled.clear()
-            count = len(self.outbox)
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for room, text in self.outbox:
-                    pipe.publish(self.PREFIX + room, text)
-                await pipe.execute()
-            del self.outbox[:count]
-            self.release(chat)
-
-    def release(self, chat: Chat) -> None:
-        """Read on from those who have waited."""
-        held, self.held = self.held, []
-        for conn in held:
-            if not conn.closed:
-                chat.read(conn)
-
-
-async def main(listener: socket.socket, options: argparse.Namespace, bus: Bus | None) -> None:
+async def main(listener: socket.socket, options: argparse.Namespace, bus: "Bus | None") -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -374,7 +287,7 @@ async def main(listener: socket.socket, options: argparse.Namespace, bus: Bus | 
             riding.cancel()
         await watcher.aclose(grace=LINGER)
     if bus is not None:
-        await bus.redis.aclose()
+        await bus.aclose()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -422,7 +335,7 @@ if __name__ == "__main__":
             from uvloop import run
         except ImportError:
             sys.exit("--loop uvloop needs: pip install uvloop")
-    if arguments.bus and redis is None:
+    if arguments.bus and Bus is None:
         sys.exit("--bus needs: pip install redis")
     try:
         the_bus = Bus(arguments.bus) if arguments.bus else None
