@@ -1,8 +1,9 @@
-"""An echo server on 127.0.0.1. Ctrl-C ends it."""
+"""An echo server on 127.0.0.1. SIGINT (Ctrl-C) or SIGTERM ends it."""
 
 import argparse
 import asyncio
 import contextlib
+import signal
 import socket
 import sys
 
@@ -11,6 +12,9 @@ from aiogaio import OpType, Watcher
 
 async def main(listener: socket.socket) -> None:
     print("echo on {}:{}".format(*listener.getsockname()), flush=True)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
     async with Watcher() as watcher:
         watcher.accept(listener, multishot=True)  # delegates the listener
         async for results in watcher:
@@ -29,9 +33,16 @@ async def main(listener: socket.socket) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", nargs="?", type=int, default=9000, help="default: 9000; 0: any")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    arguments, run = parser.parse_args(), asyncio.run
+    if arguments.loop == "uvloop":
+        try:
+            from uvloop import run
+        except ImportError:
+            sys.exit("--loop uvloop needs: pip install uvloop")
     try:
-        server = socket.create_server(("127.0.0.1", parser.parse_args().port))
+        server = socket.create_server(("127.0.0.1", arguments.port))
     except (OSError, OverflowError) as error:  # the port is in use, or no port at all
         sys.exit(f"cannot listen: {error}")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(server))
+    with contextlib.suppress(asyncio.CancelledError):
+        run(main(server))

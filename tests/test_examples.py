@@ -26,9 +26,9 @@ ECHO = Example("echo_server.py")
 
 
 @contextlib.contextmanager
-def running() -> Iterator[tuple[subprocess.Popen[str], Address]]:
+def running(loop: str = "asyncio") -> Iterator[tuple[subprocess.Popen[str], Address]]:
     """The echo server, which takes its port by place, and the address it printed."""
-    with ECHO.started("0") as process:
+    with ECHO.started("0", "--loop", loop) as process:
         try:
             assert process.stdout is not None
             yield process, address_in(process.stdout.readline())
@@ -62,8 +62,12 @@ def test_example_is_short_enough_for_a_screen() -> None:
     assert len(ECHO.path.read_text().splitlines()) < 60
 
 
-def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave() -> None:
-    with running() as (process, address), contextlib.ExitStack() as stack:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave(
+    loop: str, by: signal.Signals
+) -> None:
+    with running(loop) as (process, address), contextlib.ExitStack() as stack:
         at_first = open_sockets(process)
         clients = [
             stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(20)
@@ -77,5 +81,5 @@ def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave() -> None:
         for client in clients[:10]:
             client.close()
         wait_until(lambda: open_sockets(process) == at_first + 10)
-        assert stopped(process, signal.SIGINT) == ""
+        assert stopped(process, by) == ""
         assert clients[-1].recv(1) == b""
