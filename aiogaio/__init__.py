@@ -3,6 +3,16 @@
 Submit reads, writes and accepts on thousands of connections to a :class:`Watcher`, and collect
 batches of completed operations from it.
 
+In the examples ``watcher`` is a Watcher inside a running event loop, ``conn`` a connection that is
+delegated to it, and ``peer`` the plain socket at the other end; what they name besides is imported,
+and ``await`` is that of a coroutine.
+
+>>> op = watcher.read(conn)  # a request
+>>> peer.sendall(b"hello")
+>>> for op in await watcher.wait_io():  # a batch of results
+...     print(op.type.name, op.data)
+READ b'hello'
+
 A map for the reader, from the public calls down; imports point down only:
 
 - ``watcher``, ``threadsafe``: the calls that gaio has; ``messages`` and ``streams``: those beyond.
@@ -42,6 +52,7 @@ from aiogaio.statistics import Pending, Statistics
 from aiogaio.threadsafe import ThreadSafe
 from aiogaio.watcher import Watcher
 
+__docformat__ = "restructuredtext"
 __version__ = "0.1.0"
 
 __all__ = [

@@ -271,6 +271,13 @@ class Connection:
     :meth:`aiogaio.Watcher.delegate`, by a request on a socket, or by an accept; never directly.
 
     ``context`` is free for the program's own state of this connection.
+
+    >>> conn.context = {"user": "ann"}
+    >>> op = watcher.write(conn, b"hello")
+    >>> op.context["user"]
+    'ann'
+    >>> hasattr(conn, "recv")
+    False
     """
 
     __slots__ = ("__weakref__", "_record", "_watcher", "context")
@@ -284,17 +291,32 @@ class Connection:
 
     @property
     def watcher(self) -> Watcher:
-        """The watcher that owns the descriptor."""
+        """The watcher that owns the descriptor.
+
+        >>> conn.watcher is watcher
+        True
+        """
         return self._watcher
 
     @property
     def closed(self) -> bool:
-        """True once the connection was freed, or its watcher closed."""
+        """True once the connection was freed, or its watcher closed.
+
+        >>> conn.closed
+        False
+        >>> conn.close()
+        >>> conn.closed
+        True
+        """
         return not self._record.open
 
     @property
     def family(self) -> socket.AddressFamily | int:
-        """The address family, as ``socket.socket.family``."""
+        """The address family (address_families(7)), as ``socket.socket.family``.
+
+        >>> conn.family == socket.AF_UNIX
+        True
+        """
         family = self._record.family
         try:
             return socket.AddressFamily(family)
@@ -303,7 +325,11 @@ class Connection:
 
     @property
     def type(self) -> socket.SocketKind | int:
-        """The socket's type, as ``socket.socket.type``."""
+        """The socket's type (socket(2)), as ``socket.socket.type``.
+
+        >>> conn.type == socket.SOCK_STREAM
+        True
+        """
         kind = self._record.type
         try:
             return socket.SocketKind(kind)
@@ -312,7 +338,15 @@ class Connection:
 
     @property
     def peername(self) -> Any:
-        """The peer's address (getpeername(2)), ``None`` if it is not connected or closed."""
+        """The peer's address (getpeername(2)), ``None`` if it is not connected or closed.
+
+        >>> op = watcher.accept(socket.create_server(("127.0.0.1", 0)))
+        >>> client = socket.create_connection(op.conn.sockname)
+        >>> [op] = await watcher.wait_io()
+        >>> op.accepted.peername == client.getsockname()
+        True
+        >>> op.conn.peername  # a listener has no peer: None
+        """
         try:
             return self._record.getpeername()
         except OSError:
@@ -320,14 +354,27 @@ class Connection:
 
     @property
     def sockname(self) -> Any:
-        """The own address (getsockname(2)), ``None`` once closed."""
+        """The own address (getsockname(2)), ``None`` once closed.
+
+        >>> listener = watcher.delegate(socket.create_server(("127.0.0.1", 0)))
+        >>> host, port = listener.sockname
+        >>> host, port > 0
+        ('127.0.0.1', True)
+        """
         try:
             return self._record.getsockname()
         except OSError:
             return None
 
     def fileno(self) -> int:
-        """The descriptor's number, -1 once closed. Reading or writing it is the watcher's alone."""
+        """The descriptor's number, -1 once closed. Reading or writing it is the watcher's alone.
+
+        >>> os.get_blocking(conn.fileno())
+        False
+        >>> conn.close()
+        >>> conn.fileno()
+        -1
+        """
         return self._record.fileno()
 
     @overload
@@ -335,10 +382,13 @@ class Connection:
     @overload
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes: ...
     def getsockopt(self, level: int, option: int, length: int = 0, /) -> int | bytes:
-        """As ``socket.socket.getsockopt``; raises :exc:`OSError` once closed.
+        """As ``socket.socket.getsockopt`` (getsockopt(2)); raises :exc:`OSError` once closed.
 
         Looking at ``SO_ERROR`` takes the error from the system (socket(7)): that of a stream is
         kept for the next read, which reports it.
+
+        >>> conn.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        True
         """
         value: int | bytes
         if length:
@@ -355,11 +405,22 @@ class Connection:
     @overload
     def setsockopt(self, level: int, option: int, value: None, length: int, /) -> None: ...
     def setsockopt(self, *arguments: Any) -> None:
-        """As ``socket.socket.setsockopt``; raises :exc:`OSError` once closed."""
+        """As ``socket.socket.setsockopt`` (setsockopt(2)); raises :exc:`OSError` once closed.
+
+        >>> conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        >>> conn.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        1
+        """
         self._record.setsockopt(*arguments)
 
     def close(self) -> None:
-        """Close the connection now, as :meth:`aiogaio.Watcher.free`; idempotent."""
+        """Close the connection now, as :meth:`aiogaio.Watcher.free`; idempotent.
+
+        >>> conn.close()
+        >>> peer.recv(16)  # the end
+        b''
+        >>> conn.close()
+        """
         self._watcher._free(self._record)
 
     def __repr__(self) -> str:

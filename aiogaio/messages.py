@@ -39,6 +39,14 @@ class MessageRequests(StreamRequests):
         ``op.data`` is what it brought, perhaps nothing: an empty datagram is not the end.
         ``op.address`` is its sender, ``None`` if that has none. A datagram longer than the
         watcher's ``buffer_size`` has ``op.truncated``. All else is as for :meth:`Watcher.read`.
+
+        >>> sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        >>> sock.bind(("127.0.0.1", 0))
+        >>> op = watcher.recvfrom(sock)
+        >>> watcher.sendto(sock, b"to myself", op.conn.sockname, silent=True)
+        >>> [op] = await watcher.wait_io()
+        >>> op.data, op.address == op.conn.sockname, op.truncated
+        (b'to myself', True, False)
         """
         return self.recvmsg(
             sock, 0, context=context, timeout=timeout, deadline=deadline, multishot=multishot
@@ -63,6 +71,14 @@ class MessageRequests(StreamRequests):
         :param ancillary_size: bytes of room, ``socket.CMSG_SPACE(n)`` for an item of n bytes; if
             it is too small, ``op.truncated`` is set.
         :raises ValueError: a size that is negative, or far too large.
+
+        >>> op = watcher.recvmsg(conn, socket.CMSG_SPACE(4))
+        >>> _ = socket.send_fds(peer, [b"a descriptor"], [peer.fileno()])
+        >>> [op] = await watcher.wait_io()
+        >>> [(level, kind, fd)] = op.ancillary
+        >>> op.data, kind == socket.SCM_RIGHTS, bool(op.flags & socket.MSG_CTRUNC)
+        (b'a descriptor', True, False)
+        >>> os.close(int.from_bytes(fd, sys.byteorder))
         """
         operation, due = self._make_message(
             sock, ancillary_size, context, timeout, deadline, multishot
@@ -90,6 +106,13 @@ class MessageRequests(StreamRequests):
         :raises TypeError: an address of another form.
 
         All else is as for :meth:`Watcher.write`.
+
+        >>> receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        >>> receiver.bind(("127.0.0.1", 0))
+        >>> sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        >>> op = watcher.sendto(sender, b"hello", receiver.getsockname())
+        >>> receiver.recv(16), op.size
+        (b'hello', 5)
         """
         return self.sendmsg(
             sock,
@@ -121,6 +144,14 @@ class MessageRequests(StreamRequests):
         :raises EmptyBufferError: no byte at all, on a stream.
 
         All else is as for :meth:`sendto`.
+
+        >>> fd = peer.fileno().to_bytes(4, sys.byteorder)
+        >>> item = socket.SOL_SOCKET, socket.SCM_RIGHTS, fd
+        >>> op = watcher.sendmsg(conn, [b"a ", b"descriptor"], [item])
+        >>> data, [copy], _, _ = socket.recv_fds(peer, 16, 1)
+        >>> os.close(copy)
+        >>> data
+        b'a descriptor'
         """
         due = self._due(timeout, deadline)
         parts, lengths = parts_of(buffers)

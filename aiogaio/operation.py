@@ -26,6 +26,14 @@ class OpType(enum.IntEnum):
 
     All that receives is ``READ`` (``read_full``, ``read_until``, ``recvfrom``, ``recvmsg``), all
     that sends is ``WRITE`` (``writev``, ``sendfile``, ``sendto``, ``sendmsg``).
+
+    >>> requests = [watcher.write(conn, b"hello"), watcher.read(conn)]
+    >>> [op.type for op in requests]
+    [<OpType.WRITE: 1>, <OpType.READ: 0>]
+    >>> requests[0].type is OpType.WRITE
+    True
+    >>> [kind.name for kind in OpType if kind > OpType.WRITE]
+    ['ACCEPT', 'CONNECT', 'SHUTDOWN', 'HANGUP', 'RELAY']
     """
 
     READ = 0
@@ -58,6 +66,16 @@ class Operation:
     - ``truncated``: true if a datagram, or its ancillary data, was longer than the room for it.
     - ``flags``, ``ancillary``: what recvmsg(2) says beside the data; 0 and ``()`` else.
     - ``sizes``: of a relay, the bytes that went from its first connection to the second, and back.
+
+    >>> request = watcher.read(conn, bytearray(16), context="first")
+    >>> request.completed
+    False
+    >>> peer.sendall(b"hello")
+    >>> [op] = await watcher.wait_io()
+    >>> op is request, op.type, op.conn is conn, op.context
+    (True, <OpType.READ: 0>, True, 'first')
+    >>> op.size, bytes(op.data), len(op.buffer), op.error, op.more
+    (5, b'hello', 16, None, False)
     """
 
     __slots__ = (

@@ -16,6 +16,14 @@ class Statistics:
     - ``bytes_read``, ``bytes_written``: by all operations.
     - ``batches``: lists of results handed over.
     - ``poller``: ``"epoll"`` or ``"loop"``.
+
+    >>> op = watcher.read(conn)
+    >>> watcher.write(conn, b"hello", silent=True)
+    >>> now = watcher.statistics()
+    >>> now.submitted == now.completed + now.pending
+    True
+    >>> now.pending, now.connections, now.bytes_read, now.batches, now.poller
+    (1, 1, 0, 0, 'epoll')
     """
 
     submitted: int
@@ -34,6 +42,11 @@ class Pending:
 
     - ``requests``: those that have not completed.
     - ``queued_bytes``: bytes of writes that the socket has not taken yet.
+
+    >>> op = watcher.write(conn, bytes(1_000_000))  # more than the socket takes at once
+    >>> pending = watcher.pending(conn)
+    >>> pending.requests, pending.queued_bytes == 1_000_000 - op.size
+    (1, True)
     """
 
     requests: int

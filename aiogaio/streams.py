@@ -60,7 +60,16 @@ class StreamRequests(Checks):
             negative or NaN time, or both times.
         :raises TypeError: an address of another form.
         :raises UnsupportedConnectionError: ``sock`` is a listener, or as :meth:`Watcher.delegate`.
+        :raises QueueFullError: more is pending than the watcher's ``max_pending``.
         :raises WatcherClosedError: the watcher is closed.
+
+        >>> listener = socket.create_server(("127.0.0.1", 0))
+        >>> op = watcher.connect(socket.socket(), listener.getsockname(), timeout=5)
+        >>> [op] = await watcher.wait_io()
+        >>> op.type.name, op.error
+        ('CONNECT', None)
+        >>> op.conn.peername == op.address == listener.getsockname()
+        True
         """
         due = self._due(timeout, deadline)
         family = getattr(sock, "family", None)
@@ -84,11 +93,11 @@ class StreamRequests(Checks):
         timeout: float | None = None,
         deadline: float | None = None,
     ) -> Operation:
-        """Request all bytes through the first ``separator``; completes as ``READ``.
+        r"""Request all bytes through the first ``separator``; completes as ``READ``.
 
-        ``op.data`` ends with the separator. Bytes behind it are kept, and come first in the next
-        read of any kind. If it ends with an error, nothing is taken: ``op.size`` is 0, and what
-        has come stays for the next read.
+        As asyncio's ``StreamReader.readuntil``: ``op.data`` ends with the separator. Bytes behind
+        it are kept, and come first in the next read of any kind. If it ends with an error, nothing
+        is taken: ``op.size`` is 0, and what has come stays for the next read.
 
         :param separator: at least one byte.
         :param limit: bytes of ``op.data`` at most; over it the operation completes with
@@ -98,6 +107,14 @@ class StreamRequests(Checks):
         :raises UnsupportedConnectionError: ``conn`` is no stream.
 
         All else is as for :meth:`Watcher.read`.
+
+        >>> op = watcher.read_until(conn, b"\r\n", limit=1024)
+        >>> peer.sendall(b"one line\r\nand more")
+        >>> [op] = await watcher.wait_io()
+        >>> op.data
+        b'one line\r\n'
+        >>> watcher.read(conn).data
+        b'and more'
         """
         if not isinstance(separator, bytes | bytearray | memoryview):
             raise TypeError(f"the separator must be bytes, not {type(separator).__name__!r}")
@@ -138,6 +155,12 @@ class StreamRequests(Checks):
         :raises TypeError: one is not bytes-like or not contiguous.
 
         All else is as for :meth:`Watcher.write`.
+
+        >>> op = watcher.writev(conn, [b"head, ", b"body"])
+        >>> peer.recv(16)
+        b'head, body'
+        >>> op.size
+        10
         """
         due = self._due(timeout, deadline)
         parts, lengths = parts_of(buffers)
@@ -205,6 +228,12 @@ class StreamRequests(Checks):
         :raises TypeError: not a number, or not a file.
 
         All else is as for :meth:`Watcher.write`.
+
+        >>> with open(socket.__file__, "rb") as file:
+        ...     op = watcher.sendfile(conn, file, offset=10, count=90)
+        ...     [op] = await watcher.wait_io()
+        >>> op.size, len(peer.recv(1024))
+        (90, 90)
         """
         for name, number in (("offset", offset), ("count", count)):
             if number is None and name == "count":
@@ -241,6 +270,12 @@ class StreamRequests(Checks):
 
         Completes as ``SHUTDOWN``. The peer sees the end; its data can still be read. Parameters and
         errors raised are those of :meth:`Watcher.write`.
+
+        >>> requests = [watcher.write(conn, b"goodbye"), watcher.shutdown(conn)]
+        >>> [op.type.name for op in await watcher.wait_io()]
+        ['WRITE', 'SHUTDOWN']
+        >>> peer.recv(16), peer.recv(16)  # and the end
+        (b'goodbye', b'')
         """
         due = self._due(timeout, deadline)
         self._check_limits(conn)
@@ -259,9 +294,16 @@ class StreamRequests(Checks):
     ) -> Operation:
         """Request to be told when the peer has ended its side, or the connection is broken.
 
-        Completes as ``HANGUP``, with no read pending, and takes nothing: a read still gets what
-        has come before, and then the end or the error. With the loop poller it is seen once
-        earlier data has been read. Parameters and errors raised are those of :meth:`Watcher.read`.
+        Completes as ``HANGUP``, with no read pending, and takes nothing (EPOLLRDHUP, EPOLLHUP,
+        epoll_ctl(2)): a read still gets what has come before, and then the end or the error. With
+        the loop poller it is seen once earlier data has been read. Parameters and errors raised are
+        those of :meth:`Watcher.read`.
+
+        >>> op = watcher.notify_hangup(conn)
+        >>> peer.close()
+        >>> [op] = await watcher.wait_io()
+        >>> op.type.name, op.error
+        ('HANGUP', None)
         """
         due = self._due(timeout, deadline)
         self._check_limits(conn)
@@ -295,6 +337,17 @@ class StreamRequests(Checks):
         :raises ValueError: ``a`` is ``b``, a negative or NaN time, or both times.
         :raises UnsupportedConnectionError: one of them is no stream, or as
             :meth:`Watcher.delegate`.
+        :raises QueueFullError: more is pending than the watcher's ``max_pending``.
+        :raises WatcherClosedError: the watcher is closed.
+
+        >>> near, far = socket.socketpair()
+        >>> op = watcher.relay(conn, near)
+        >>> for client, data in (peer, b"ping"), (far, b"ok"):
+        ...     client.sendall(data)
+        ...     client.shutdown(socket.SHUT_WR)
+        >>> [op] = await watcher.wait_io()
+        >>> op.sizes, far.recv(16), peer.recv(16)
+        ((4, 2), b'ping', b'ok')
         """
         due = self._due(timeout, deadline)
         if a is b:
@@ -335,6 +388,14 @@ class StreamRequests(Checks):
             or that has not sent all of what was written to it.
         :raises TypeError: a writer without its reader, or no transport.
         :raises WatcherClosedError: the watcher is closed.
+
+        >>> reader, writer = await asyncio.open_unix_connection(sock=peer)
+        >>> watcher.write(conn, b"LOGIN ok;first data", silent=True)
+        >>> await reader.readuntil(b";")
+        b'LOGIN ok;'
+        >>> adopted = watcher.adopt(writer, reader)
+        >>> watcher.read(adopted).data
+        b'first data'
         """
         self._check_open()
         transport = transport_of(transport, reader)

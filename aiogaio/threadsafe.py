@@ -28,6 +28,13 @@ class ThreadSafe:
     The calls take what those of :class:`aiogaio.Watcher` take and raise what they raise. Results
     are delivered by the watcher, in the loop's thread, as always. There is no ``delegate``: pass
     the socket with the first request. The watcher's own calls belong to the loop's thread alone.
+
+    >>> view = watcher.threadsafe
+    >>> op = await asyncio.to_thread(view.read, conn, timeout=5)
+    >>> peer.sendall(b"hello")
+    >>> [op] = await watcher.wait_io()
+    >>> op.data
+    b'hello'
     """
 
     __slots__ = ("_watcher",)
@@ -45,7 +52,14 @@ class ThreadSafe:
         deadline: float | None = None,
         multishot: bool = False,
     ) -> Operation:
-        """As :meth:`aiogaio.Watcher.read`."""
+        """As :meth:`aiogaio.Watcher.read`.
+
+        >>> op = await asyncio.to_thread(watcher.threadsafe.read, conn)
+        >>> peer.sendall(b"hello")
+        >>> [op] = await watcher.wait_io()
+        >>> op.data
+        b'hello'
+        """
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_read(conn, buffer, context, timeout, deadline, multishot)
@@ -61,7 +75,15 @@ class ThreadSafe:
         timeout: float | None = None,
         deadline: float | None = None,
     ) -> Operation:
-        """As :meth:`aiogaio.Watcher.read_full`."""
+        """As :meth:`aiogaio.Watcher.read_full`.
+
+        >>> buffer = bytearray(5)
+        >>> op = await asyncio.to_thread(watcher.threadsafe.read_full, conn, buffer)
+        >>> peer.sendall(b"hello")
+        >>> [op] = await watcher.wait_io()
+        >>> buffer
+        bytearray(b'hello')
+        """
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_read_full(conn, buffer, context, timeout, deadline)
@@ -82,6 +104,11 @@ class ThreadSafe:
 
         The operation is returned also for a silent write, since it is not known yet what becomes
         of it; without a failure it is not delivered.
+
+        >>> op = await asyncio.to_thread(watcher.threadsafe.write, conn, b"hello")
+        >>> [op] = await watcher.wait_io()
+        >>> op.size, peer.recv(16)
+        (5, b'hello')
         """
         watcher = self._watcher
         if silent:
@@ -101,7 +128,15 @@ class ThreadSafe:
         deadline: float | None = None,
         multishot: bool = False,
     ) -> Operation:
-        """As :meth:`aiogaio.Watcher.accept`."""
+        """As :meth:`aiogaio.Watcher.accept`.
+
+        >>> listener = socket.create_server(("127.0.0.1", 0))
+        >>> op = await asyncio.to_thread(watcher.threadsafe.accept, listener)
+        >>> client = socket.create_connection(op.conn.sockname)
+        >>> [op] = await watcher.wait_io()
+        >>> op.address == client.getsockname()
+        True
+        """
         watcher = self._watcher
         with watcher._inbox.lock:
             operation, due = watcher._make_accept(listener, context, timeout, deadline, multishot)
@@ -109,13 +144,27 @@ class ThreadSafe:
         return operation
 
     def cancel(self, op: Operation) -> None:
-        """As :meth:`aiogaio.Watcher.cancel`, some time soon; what came of it is in the result."""
+        """As :meth:`aiogaio.Watcher.cancel`, some time soon; what came of it is in the result.
+
+        >>> op = watcher.read(conn)
+        >>> await asyncio.to_thread(watcher.threadsafe.cancel, op)
+        >>> [op] = await watcher.wait_io()
+        >>> op.error
+        OperationCancelledError('the operation was cancelled')
+        """
         watcher = self._watcher
         watcher._check_operation(op)
         watcher._post_quietly(lambda: watcher._cancel(op))
 
     def free(self, conn: Connection | socket.socket) -> None:
-        """As :meth:`aiogaio.Watcher.free`, some time soon; nothing is sent or received after it."""
+        """As :meth:`aiogaio.Watcher.free`, some time soon; nothing is sent or received after it.
+
+        >>> op = watcher.read(conn)
+        >>> await asyncio.to_thread(watcher.threadsafe.free, conn)
+        >>> [op] = await watcher.wait_io()
+        >>> op.error, conn.closed
+        (ConnectionFreedError('the connection was freed'), True)
+        """
         watcher = self._watcher
         connection = watcher._delegated(conn)
         if connection is None:  # the descriptor is not the watcher's: no need to wait for it

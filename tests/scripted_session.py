@@ -145,6 +145,7 @@ class Puppets:
         hearing = asyncio.Event()
         hearing.set()
         ears = self._loop.create_task(self._hear(sock, key, hearing))
+        close = socket.socket.close
         try:
             while True:
                 command, data = await self._queue(key).get()
@@ -155,7 +156,7 @@ class Puppets:
                 elif command == "deaf":
                     hearing.clear()
                 elif command == "reset":
-                    reset(sock)
+                    close = reset
                     return
                 else:
                     raise ValueError(command)
@@ -164,7 +165,7 @@ class Puppets:
         finally:
             ears.cancel()
             await asyncio.gather(ears, return_exceptions=True)
-            sock.close()
+            close(sock)  # not before the loop has forgotten its number
 
     async def _hear(self, sock: socket.socket, key: str, hearing: asyncio.Event) -> None:
         heard = self._heard.setdefault(key, bytearray())
@@ -177,7 +178,7 @@ class Puppets:
                     break
                 heard += data
                 self._changed.set()
-            self._queue(key).put_nowait(("end", b""))  # behind what it has still to say
+            self._queue(key).put_nowait(("end", b""))  # behind what it was told by now
         except OSError:
             pass
 
@@ -643,7 +644,8 @@ async def relaying(session: Session) -> None:
         source.relayed = True
         source.say(data)
         target.wrote(data, None)
-        source.order("end")
+    for wire in (here, there):  # no sooner: a puppet that hears the end says nothing more
+        wire.order("end")
     await session.got(relay)
     for wire in (here, there):
         wire.expect("all")

@@ -18,6 +18,13 @@ class LoggingInstrument:
     :param logger: where to; by default the logger ``"aiogaio"``.
 
     An end of the stream is no failure.
+
+    >>> logger = logging.Logger("server", logging.WARNING)
+    >>> logger.addHandler(logging.StreamHandler(sys.stdout))
+    >>> watched = Watcher(instrument=LoggingInstrument(logger))
+    >>> watched.cancel(watched.read(peer))
+    completed <Operation READ error=OperationCancelledError('the operation was cancelled') ...>
+    True
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:

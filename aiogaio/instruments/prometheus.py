@@ -21,6 +21,12 @@ class PrometheusInstrument:
 
     :param registry: where to register; by default the package's own.
     :raises ImportError: ``prometheus-client`` is not installed.
+
+    >>> registry = prometheus_client.CollectorRegistry()
+    >>> watched = Watcher(instrument=PrometheusInstrument(registry))
+    >>> op = watched.write(peer, b"hello")
+    >>> registry.get_sample_value("aiogaio_bytes_total", {"type": "write"})
+    5.0
     """
 
     def __init__(self, registry: Any = None) -> None:

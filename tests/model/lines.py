@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tests.model.requests import ASIDE, READS, WRITES, Request
@@ -19,6 +20,7 @@ _WORD = 8
 _STEP = 64
 
 
+@lru_cache(maxsize=256)
 def content(tag: int, start: int, count: int) -> bytes:
     """The bytes of a stream from an offset on: each word says whose it is and where it stands."""
     first = start // _WORD

@@ -10,7 +10,9 @@ import asyncio
 import errno
 import tempfile
 import warnings
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any
 
 from aiogaio import Operation, OpType, Watcher, WatcherClosedError
 from tests.model.lines import Line
@@ -51,7 +53,7 @@ class Session:
         self.lines: list[Line] = []
         self._count = 0  # of requests, and of lines
         self._waiter: asyncio.Task[list[Operation]] | None = None
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._opened = ExitStack()
         self._dialed: dict[Any, Any] = {}
         self._faults = False
         self.deliveries = 0
@@ -70,13 +72,19 @@ class Session:
 
         return self.world.loop.run_until_complete(make())
 
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        """What is sent by sendfile."""
+        return self._opened.enter_context(tempfile.TemporaryFile())
+
     # --- Choosing --------------------------------------------------------------------------------
 
     def _line(self, which: int, *, listens: bool = False) -> Line | None:
         lines = [line for line in self.lines if line.streams is not listens]
         return lines[which % len(lines)] if lines else None
 
-    def _pending(self) -> list[Request]:
+    def pending(self) -> list[Request]:
+        """The requests that have not completed, line by line."""
         return [one for line in self.lines for one in line.requests if not one.completed]
 
     def _time(self, request: Request, timing: int) -> dict[str, float]:
@@ -111,6 +119,11 @@ class Session:
             assert request.op.context is request
         if self.watcher._inbox.waiting:  # then it went there, too
             request.posted = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether a task waits for results."""
+        return self._waiter is not None
 
     # --- Steps: connections ----------------------------------------------------------------------
 
@@ -348,7 +361,7 @@ class Session:
         )
 
     def cancel(self, which: int, posts: int) -> None:
-        pending = self._pending()
+        pending = self.pending()
         if not pending:
             return
         request = pending[which % len(pending)]
@@ -410,6 +423,10 @@ class Session:
     def pass_time(self, how_long: int) -> None:
         self.world.pass_time((0.001, 0.004, 0.02, 0.3, 1.5)[how_long % 5])
 
+    def jump(self) -> None:
+        """A timeout is over before the loop turns again; on a virtual clock only."""
+        self.world.jump(_LONG)
+
     def wait(self, how: int) -> None:
         """A task begins to wait for results."""
         if self._waiter is None:
@@ -444,10 +461,12 @@ class Session:
             if self._faults:  # until what was short of something has rested
                 self.world.pass_time(0.3)
                 self.world.settle()
+            self.reap()
             before = self.deliveries
             self.collect()
             if self.deliveries == before:
                 break
+            assert not (self.waits and self.world.virtual), "nobody woke the task that waits"
         else:
             raise AssertionError("results without end")
         self._faults = False
@@ -550,7 +569,7 @@ class Session:
             line.closed = True
         self.watcher.close()
         self.watcher.close()
-        assert not self._pending()
+        assert not self.pending()
         self.world.turn()
         if self._waiter is not None:
             self.world.settle()
@@ -576,11 +595,11 @@ class Session:
         """The end of the session: everything once more."""
         self.quiesce()
         self.finish_watcher()
-        self._file.close()
+        self._opened.close()
 
     def abandon(self) -> None:
         """After a failure: close all, and assert nothing."""
-        self._file.close()
+        self._opened.close()
         self.watcher.close()
         if self._waiter is not None:
             self._waiter.cancel()

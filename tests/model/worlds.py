@@ -67,6 +67,11 @@ class SimulatedWorld(World):
         self.loop = self._loop = self.network.new_event_loop()
         self.listener = self.network.create_server()
         self.network.unreachable.add(("192.0.2.1", 9))
+        self.loop.set_exception_handler(self._note)
+
+    def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of the watcher has raised: the loop would only log it."""
+        self.network.violations.append(f"{context['message']}: {context.get('exception')!r}")
 
     def pair(self, kind: str) -> tuple[Any, Any]:
         return self.network.socketpair(kind)
@@ -83,8 +88,17 @@ class SimulatedWorld(World):
     def settle(self) -> None:
         self._loop.settle()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a turn of the loop would do anything."""
+        return self._loop._busy()
+
     def pass_time(self, seconds: float) -> None:
         self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which the loop does not turn."""
+        self.network.now += seconds
 
     def readiness(self, conn: Connection) -> int:
         return self.network.description(conn.fileno()).mask()
