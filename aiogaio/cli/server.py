@@ -102,6 +102,8 @@ async def streams_server(listener: socket.socket) -> AsyncIterator[Serving]:
             await writer.wait_closed()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # As for a watcher's; asyncio does it only where the socket names its protocol.
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         handler = asyncio.create_task(echo(reader, writer))
         handlers.add(handler)
         handler.add_done_callback(handlers.discard)

@@ -1,0 +1,35 @@
+"""Build the reference of the package as web pages, from its docstrings: ``reference.py DIRECTORY``.
+
+Needs the extra ``docs``. It is pdoc, and two things that it has to be told: what ``_typeshed`` is,
+which only type checkers have, and that a watcher's calls are shown in one place, whichever of its
+base classes they are written in (``template/module.html.jinja2``).
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pdoc
+
+
+def provide_typeshed() -> None:
+    """Let annotations be read that name buffers and files."""
+    module = types.ModuleType("_typeshed")
+    for name in ("HasFileno", "ReadableBuffer", "WriteableBuffer"):
+        setattr(module, name, type(name, (), {"__module__": "builtins"}))  # shown without a module
+    sys.modules["_typeshed"] = module
+
+
+def main() -> None:
+    """Write the pages into the directory named on the command line."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/reference.py DIRECTORY")
+    provide_typeshed()
+    pdoc.render.configure(template_directory=Path(__file__).parent / "template", show_source=False)
+    pdoc.pdoc("aiogaio", "aiogaio.instruments", output_directory=Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
