@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiogaio import attempts
 from aiogaio.addresses import check_address
 from aiogaio.adoption import drained, socket_of, transport_of
+from aiogaio.attempts.files import LARGEST_OFFSET
 from aiogaio.attempts.splices import Pipes, Way
 from aiogaio.checks import LARGEST, Checks, arm, check_listening, new_vector, parts_of
 from aiogaio.delegation import check_supported, is_listening
@@ -224,7 +225,7 @@ class StreamRequests(Checks):
         :param count: bytes to send; ``None`` for all until its end. A file that ends before it
             completes the operation with :exc:`EndOfStreamError`.
         :raises EmptyBufferError: ``count`` is 0.
-        :raises ValueError: a negative number, or a file opened as text.
+        :raises ValueError: a number that is negative or far too large, or a file opened as text.
         :raises TypeError: not a number, or not a file.
 
         All else is as for :meth:`Watcher.write`.
@@ -242,6 +243,8 @@ class StreamRequests(Checks):
                 raise TypeError(f"{name} takes a number of bytes, not {type(number).__name__!r}")
             if number < 0:
                 raise ValueError(f"{name} must not be negative, but is {number}")
+            if number > LARGEST_OFFSET:
+                raise ValueError(f"{name} must be at most {LARGEST_OFFSET}: no file is longer")
         if count == 0:
             raise EmptyBufferError("count is 0: send at least 1 byte")
         mode = getattr(file, "mode", "b")

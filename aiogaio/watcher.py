@@ -545,7 +545,7 @@ class Watcher(MessageRequests):
             for record in list(self._records):
                 if record is not None and record.listening:
                     self._release(record, WatcherClosedError("the watcher stopped accepting"))
-            async with asyncio.timeout(grace):
+            async with asyncio.timeout_at(self._due(grace, None)):
                 await self.drain()
         except TimeoutError:
             pass

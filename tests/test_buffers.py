@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import gc
 import mmap
 import os
@@ -634,6 +635,28 @@ async def test_B3_the_copy_goes_when_it_is_sent(watcher: Watcher) -> None:
             await settle()
             assert grown() < LONG // 2
         assert not conn.closed
+
+
+@pytest.mark.parametrize("vector", [False, True])
+async def test_B3_bytes_for_many_slow_peers_are_there_once(watcher: Watcher, vector: bool) -> None:
+    """They cannot change: a broadcast needs no copy for each."""
+    pairs = [small_pair() for _ in range(20)]
+    with contextlib.ExitStack() as stack:
+        for _, peer in pairs:
+            stack.enter_context(peer)
+        conns = [watcher.delegate(ours) for ours, _ in pairs]
+        for conn in conns:
+            watcher.write(conn, b"x" * LONG, silent=True)  # behind which what follows is whole
+        data = os.urandom(LONG)
+        with traced() as grown:
+            for conn in conns:
+                if vector:
+                    watcher.writev(conn, [data], silent=True)
+                else:
+                    watcher.write(conn, data, silent=True)
+            assert grown() < LONG
+        for _, peer in pairs:
+            assert (await receive(peer, 2 * LONG))[LONG:] == data
 
 
 async def test_B3_a_silent_write_from_another_thread_keeps_its_own_copy(watcher: Watcher) -> None:

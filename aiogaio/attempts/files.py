@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from aiogaio.connection import Record
     from aiogaio.operation import SendFile
 
+#: Where a file can end at most: off_t has 64 bits.
+LARGEST_OFFSET: Final = (1 << 63) - 1
+
 #: The system cannot send from this kind of file, or to this kind of descriptor.
 _NOT_SUPPORTED: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTSOCK, errno.ESPIPE}

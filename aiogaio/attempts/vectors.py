@@ -166,13 +166,18 @@ def send_queued(record: Record, first: Write) -> tuple[int, list[Write]] | None:
 
 
 def keep_rest(operation: Write) -> None:
-    """Copy what the socket has not taken of a silent write: the caller may reuse the data."""
+    """Copy what the socket has not taken of a silent write: the caller may reuse the data.
+
+    Bytes cannot change and are kept as they are: what goes to many slow peers is there once.
+    """
     if isinstance(operation, WriteV):
         parts = parts_left(operation)
         operation.buffer = operation.parts = parts  # type: ignore[assignment]
         operation.lengths = [len(part) for part in parts]
         operation.position = operation.offset = 0
         operation.skipped, operation.length = operation.size, sum(operation.lengths)
+        return
+    if type(operation.buffer) is bytes:
         return
     with octets_of(operation.buffer) as octets:
         operation.buffer = rest = octets[operation.size - operation.skipped :].tobytes()
@@ -181,10 +186,13 @@ def keep_rest(operation: Write) -> None:
 
 
 def parts_left(operation: WriteV) -> Sequence[bytes]:
-    """Copies of the buffers that are not sent yet."""
+    """Copies of the buffers that are not sent yet; those of bytes are the same once more."""
     parts, offset = [], operation.offset
     for part in operation.parts[operation.position :]:
-        with octets_of(part) as octets:
-            parts.append(octets[offset:].tobytes())
+        if type(part) is bytes:
+            parts.append(part[offset:])
+        else:
+            with octets_of(part) as octets:
+                parts.append(octets[offset:].tobytes())
         offset = 0
     return parts
