@@ -31,7 +31,7 @@ pytestmark = pytest.mark.strace
 STRACE = shutil.which("strace")
 WITHIN = 20.0
 """Seconds for one session; it takes about half of one."""
-SHARE, HEAVY_SHARE = 60, 3
+SHARE, HEAVY_SHARE = 60, 4
 """One in so many of the single failures is made: by the default run, and by the heavy one."""
 AT_ONCE = 2
 """Sessions under way at a time."""
