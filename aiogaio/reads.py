@@ -107,6 +107,8 @@ class Reads(Core):
                 record.remove_read(operation)
                 self._finish(operation)
             if record.reads is None:
+                if record.hangups is not None and not record.read_watched:
+                    self._watch_reads(record)  # as in _enter_read()
                 return
         if record.read_paused:
             return
