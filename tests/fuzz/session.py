@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -164,11 +163,6 @@ class FuzzSession(Session):
     def forget(self, which: int) -> None:
         if not self._drains:  # which hold their connections
             super().forget(which)
-
-    def wait(self, how: int) -> None:
-        if sys.version_info < (3, 12) and how % 3 == 1:
-            how = 0  # wait_for() collects in a task of its own there: results are on their way
-        super().wait(how)
 
     def dial(self) -> None:
         try:

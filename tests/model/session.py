@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 import tempfile
 import warnings
 from contextlib import ExitStack
@@ -507,7 +508,7 @@ class Session:
             request.line.check_order(request)
             if request.silence is not None:
                 request.due = max(request.due or 0, self.world.now)
-            if request.torn and request.queue == WRITES:
+            if request.torn:
                 request.swept = self._count
             if op.accepted is not None and not op.more:
                 request.op = None  # it would hold the connection that it has brought
@@ -612,6 +613,8 @@ class Session:
 
 
 async def _wait_for(watcher: Watcher) -> list[Operation]:
+    if sys.version_info < (3, 12):  # there it waits in a task of its own, and who collects
+        return await watcher.wait_io()  # meanwhile is before it, though its results are older
     return await asyncio.wait_for(watcher.wait_io(), _SHORT)
 
 
