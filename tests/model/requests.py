@@ -70,7 +70,9 @@ class Request:
 
     @property
     def torn(self) -> bool:
-        return self.op is not None and self.op.error is not None and self.op.size > 0
+        """A write that was cut in its middle. What stands behind a relay goes on all the same."""
+        op = self.op
+        return self.queue == WRITES and op is not None and op.error is not None and op.size > 0
 
     @property
     def withdrawn(self) -> bool:

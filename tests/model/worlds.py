@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.probes import events
 from tests.simulation import Network
+from tests.simulation.network import FIRST_DESCRIPTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,10 +111,12 @@ class SimulatedWorld(World):
         self.network.repair()
 
     def close(self) -> None:
+        watched = [fd for fd in self._loop._selector.get_map() if fd >= FIRST_DESCRIPTOR]
         try:
             super().close()
         finally:
             self.network.__exit__()
+        assert watched == [], "the loop watches descriptors that are closed"
         assert self.network.violations == []
         assert self.network.open_descriptors == 0, "descriptors are left open"
 
