@@ -155,6 +155,10 @@ class MessageRequests(StreamRequests):
         """
         due = self._due(timeout, deadline)
         parts, lengths = parts_of(buffers)
+        if isinstance(
+            ancillary, memoryview
+        ):  # it may be of several dimensions
+            raise TypeError("ancillary takes items (level, type, data), not a memoryview")
         items = [_item(one) for one in ancillary]
         if address is not None and (family := getattr(sock, "family", None)) is not None:
             check_address(family, address)

@@ -393,8 +393,9 @@ class Proactor(Joints):
         """Complete all that is pending on a connection, reads first, and close it now."""
         fd = record.fileno()
         record.open = record.plain = record.readable = record.writable = False
-        hangups, record.hangups = record.hangups or (), None
-        for operation in (*chain(record.reads), *hangups, *chain(record.writes)):
+        pending = _pending_in_order(record)
+        record.hangups = None
+        for operation in pending:
             if isinstance(operation, Gate):
                 self._end_joint(operation.joint, again(error))
             elif isinstance(operation, Fence):
@@ -477,6 +478,23 @@ class Proactor(Joints):
                     record.detach()
         self._records[:] = [None] * len(self._records)  # the loop may still call for one
         self._ready.clear()
+
+
+def _pending_in_order(record: Record) -> list[Operation]:
+    """What is pending on a connection, reads first.
+
+    Before a request that occupies both directions come the writes that stand before it, too.
+    """
+    operations: list[Operation] = []
+    writes = chain(record.writes)
+    for read in chain(record.reads):
+        if isinstance(read, Gate):
+            joints = [write.joint if isinstance(write, Gate) else None for write in writes]
+            before = joints.index(read.joint) if read.joint in joints else 0
+            operations += writes[:before]
+            del writes[:before]
+        operations.append(read)
+    return [*operations, *(record.hangups or ()), *writes]
 
 
 _proactors: weakref.WeakSet[Proactor] = weakref.WeakSet()

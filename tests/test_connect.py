@@ -846,6 +846,21 @@ async def test_connect_of_a_descriptor_that_is_no_socket(watcher: Watcher) -> No
     os.close(write_end)
 
 
+@pytest.mark.parametrize("ends", ["free", "close"])
+async def test_S3_what_stands_before_a_connect_completes_before_it_at_the_end(
+    watcher: Watcher, ends: str
+) -> None:
+    """In both directions, since it occupies both; what stands behind it comes after it."""
+    ours, peer = small_pair()
+    with peer:
+        conn = watcher.delegate(ours)
+        before = [watcher.read(conn), watcher.write(conn, bytes(LONG)), watcher.write(conn, b"x")]
+        connect = watcher.connect(conn, peer.getsockname())
+        behind = [watcher.read(conn), watcher.write(conn, b"y")]
+        watcher.free(conn) if ends == "free" else watcher.close()
+        assert watcher.poll_io() == [*before, connect, *behind]
+
+
 async def test_connect_of_a_connected_pair_frees_cleanly(watcher: Watcher) -> None:
     ours, peer = tcp_pair()
     conn = watcher.delegate(ours)

@@ -107,6 +107,10 @@ REGRESSIONS = {
     "a hang-up behind a multishot read that had to rest": bytes.fromhex(
         "66012300670000010001000003004701003700001b000000000000001d00000a00000f00001d0000140000"
     ),
+    "writes before a connect, at the close": bytes.fromhex(
+        "000000000200000b001b0c00001f000200000000"
+    ),
+    "ancillary items out of a memoryview": bytes.fromhex("00001b09000009ff"),
     "an offset that no file has": bytes.fromhex("00001b0a00005c52"),
 }
 

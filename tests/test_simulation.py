@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiogaio import DeadlineExceededError, OpType, Watcher
+from tests.probes import unread
 from tests.simulation import Network, SimulatedSocket, StalledError
 from tests.simulation.readiness import SimulatedEpoll, SimulatedPoll
 from tests.support import tcp_pair, unix_pair
@@ -77,6 +78,14 @@ class Observed:
                 found.append(dict(poll.poll(0)).get(sock.fileno(), 0))
         return found
 
+    def waiting(self) -> list[int]:
+        """Bytes that have arrived at each side that is open (FIONREAD)."""
+        return [
+            sock.unread if isinstance(sock, SimulatedSocket) else unread(sock)
+            for sock, is_open in zip(self.pair, self.open, strict=True)
+            if is_open
+        ]
+
     def edges(self) -> dict[int, int]:
         """The events of each side since they were asked for last."""
         sides = {self.pair[side].fileno(): side for side in (0, 1) if self.open[side]}
@@ -110,12 +119,12 @@ def both(kind: str) -> Iterator[tuple[Observed, Observed]]:
 
 
 def agree(real: Observed, simulated: Observed) -> None:
-    """Loopback takes its time: wait until poll(2) says the same of both, a second at most."""
-    expected = simulated.masks()
-    stop = time.monotonic() + 1
-    while real.masks() != expected and time.monotonic() < stop:
+    """Loopback takes its time: wait until both have the same to read and poll(2) says the same."""
+    expected = simulated.masks(), simulated.waiting()
+    stop = time.monotonic() + 10
+    while (real.masks(), real.waiting()) != expected and time.monotonic() < stop:
         time.sleep(0)
-    assert real.masks() == expected
+    assert (real.masks(), real.waiting()) == expected
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

@@ -378,7 +378,7 @@ class FuzzSession(Session):
             conn = self.watcher._spent.get(sock)
             if conn is not None:
                 line = self._add_line(conn, peer, kind)
-                line.lost = line.lost or (peer is None and kind != "udp")
+                line.lost = line.lost or peer is None
                 continue
             for each in filter(None, (sock, peer)):  # it was given up, or was not needed
                 each.close()
