@@ -7,56 +7,61 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.applications.runner import Application, Load, Server, Target, example
+from bench.applications.model import (
+    LOOPS,
+    Application,
+    Load,
+    Place,
+    Sample,
+    Server,
+    Target,
+    needed,
+    ours,
+)
 from bench.process import RunError
 
 PIPELINE = Path(__file__).with_name("pipeline.lua")
 
 
 def uvicorn(loop: str) -> Server:
-    modules = ("uvicorn", "httptools", *(("uvloop",) if loop == "uvloop" else ()))
     return Server(
         f"uvicorn-{loop}",
-        lambda port: [
+        lambda place: [
             sys.executable, "-m", "uvicorn", "bench.applications.asgi:application",
-            "--port", str(port), "--loop", loop, "--http", "httptools", "--no-access-log",
+            "--port", str(place.port), "--loop", loop, "--http", "httptools", "--no-access-log",
             "--log-level", "warning", "--lifespan", "off", "--backlog", "1024",
         ],
-        modules,
+        needed(loop, "uvicorn", "httptools"),
     )  # fmt: skip
 
 
-def ours(loop: str) -> Server:
-    modules = ("httptools", *(("uvloop",) if loop == "uvloop" else ()))
-    return Server(f"http_server-{loop}", example("http_server.py", "--loop", loop), modules)
-
-
-def wrk(path: str, *more: str) -> Callable[[int, float], list[str]]:
-    return lambda port, seconds: [
+def wrk(path: str, *more: str) -> Callable[[Place, float], list[str]]:
+    return lambda place, seconds: [
         "wrk", "--threads", "1", "--connections", "64", "--duration", f"{max(1, round(seconds))}s",
-        *more, f"http://127.0.0.1:{port}{path}",
+        *more, f"http://127.0.0.1:{place.port}{path}",
     ]  # fmt: skip
 
 
-def rate(output: str) -> float:
+def read_wrk(output: str) -> Sample:
     for complaint in ("Non-2xx or 3xx responses", "Socket errors"):
         if complaint in output:
             raise RunError(next(line for line in output.splitlines() if complaint in line).strip())
     found = re.search(r"Requests/sec: +([\d.]+)", output)
     if found is None:
         raise RunError("wrk gave no rate")
-    return float(found[1])
+    return Sample(float(found[1]))
 
 
 APPLICATION = Application(
     "http",
-    [ours("asyncio"), ours("uvloop"), uvicorn("asyncio"), uvicorn("uvloop")],
+    ours("http_server", "httptools"),
+    [uvicorn(loop) for loop in LOOPS],
     [
-        Load("http, plain text", "requests/s", wrk("/"), rate, ("wrk",)),
-        Load("http, JSON", "requests/s", wrk("/json"), rate, ("wrk",)),
+        Load("http, plain text", "requests/s", wrk("/"), read_wrk, ("wrk",)),
+        Load("http, JSON", "requests/s", wrk("/json"), read_wrk, ("wrk",)),
         Load(
             "http, plain text, 16 pipelined", "requests/s",
-            wrk("/", "--script", str(PIPELINE)), rate, ("wrk",),
+            wrk("/", "--script", str(PIPELINE)), read_wrk, ("wrk",),
         ),
     ],
     [

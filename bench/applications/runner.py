@@ -5,81 +5,29 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
+import resource
 import shutil
 import socket
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from bench.applications.cpu import cpu_seconds
+from bench.applications.model import COMPILER, Application, Load, Place, Row, Sample, Server
 from bench.machine import Cores
+from bench.native import NoCompilerError, compiler
 from bench.process import PATIENCE, ROOT, RunError, end, last_line
 from bench.progress import Progress
-from bench.results import spread
 
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One that is measured: what starts it on a port of the loopback."""
-
-    name: str
-    command: Callable[[int], list[str]]
-    modules: tuple[str, ...] = ()  # that this interpreter needs
-    programs: tuple[str, ...] = ()  # that the system needs
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One load tool with its options, and how to read a rate from what it prints."""
-
-    name: str
-    unit: str
-    command: Callable[[int, float], list[str]]  # of the port, and the seconds to take
-    rate: Callable[[str], float]  # raises RunError if answers were wrong
-    programs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """At this load, the first server makes at least ``factor`` of the second's rate."""
-
-    load: str
-    server: str
-    rival: str
-    factor: float
-
-
-@dataclass(frozen=True, slots=True)
-class Application:
-    name: str
-    servers: list[Server]
-    loads: list[Load]
-    targets: list[Target] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Row:
-    """One server under one load: figures for each round, or why there are none."""
-
-    application: str
-    load: str
-    server: str
-    unit: str
-    rates: list[float] = field(default_factory=list)  # per second
-    cpu_rates: list[float] = field(default_factory=list)  # per second of the server's CPU time
-    error: str | None = None
-
-
-def example(name: str, *options: str) -> Callable[[int], list[str]]:
-    """The command of one of this project's examples."""
-    return lambda port: [
-        sys.executable, str(ROOT / "examples" / name), "--port", str(port), *options,
-    ]  # fmt: skip
+LIMIT = 60.0  # seconds for a load to connect, and more if it is slow
+AFTERMATH = 1.0  # seconds for a server that fails to end
+WARM_UP = 0.25  # seconds at least
+PORTS = range(10_000, 32_768)  # which few services have, and few systems give to who connects
+OPEN = {"tcp": "0A", "udp": "07"}  # the state of a socket that anybody may talk to
 
 
 def measure(
@@ -93,7 +41,8 @@ def measure(
         for server in application.servers
     ]
     for server, load, row in plan:
-        row.error = missing(server.modules, (*server.programs, *load.programs))
+        row.lower_is_better = load.lower_is_better
+        row.error = missing(server, load)
     progress.start(rounds * len(plan))
     try:
         for number in range(rounds):
@@ -107,10 +56,21 @@ def measure(
     return [row for _, _, row in plan]
 
 
-def missing(modules: tuple[str, ...], programs: tuple[str, ...]) -> str | None:
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    absent += [name for name in programs if shutil.which(name) is None]
+def missing(server: Server, load: Load) -> str | None:
+    """What the two need and is not here."""
+    programs = server.programs + load.programs + (load.beside.programs if load.beside else ())
+    absent = [name for name in server.modules if importlib.util.find_spec(name) is None]
+    absent += [name for name in dict.fromkeys(programs) if not is_installed(name)]
     return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def is_installed(program: str) -> bool:
+    if program != COMPILER:
+        return shutil.which(program) is not None
+    try:
+        return bool(compiler())
+    except NoCompilerError:
+        return False
 
 
 def sample(
@@ -118,26 +78,60 @@ def sample(
 ) -> None:
     if row.error is not None:
         return
+    place = Place(*free_ports())
+    core = f"{cores.load},{cores.server}" if server.spread else str(cores.server)
+    beside = None
     try:
-        with serving(server, cores) as (port, pid):
-            run_load(load, port, seconds / 4, cores)  # to warm up
-            began, used = time.monotonic(), cpu_seconds(pid)
-            rate = run_load(load, port, seconds, cores)
-            busy = (cpu_seconds(pid) - used) / (time.monotonic() - began)
-        row.rates.append(rate)
-        row.cpu_rates.append(rate / max(busy, 0.01))
+        with contextlib.ExitStack() as stack:
+            pid = stack.enter_context(serving(server, place, place.port, core))
+            place = place._replace(pid=pid)
+            if load.beside is not None and not server.alone:
+                more = serving(load.beside, place, place.second, str(cores.load))
+                beside = stack.enter_context(more)
+            run_load(load, place, max(seconds / 4, WARM_UP), cores)
+            before = usage(pid, beside)
+            found = run_load(load, place, seconds, cores)
+            server_busy, load_busy = shares(before, usage(pid, beside))
     except RunError as error:
         row.error = str(error)
         progress.note(f"{row.server}, {row.load}: {error}")
+        return
+    row.rates.append(found.figure)
+    row.load_busy.append(load_busy)
+    if not load.lower_is_better:
+        busy = server_busy if found.server_busy is None else found.server_busy
+        row.cpu_rates.append(found.figure / max(busy, 0.01))
+
+
+class Usage(NamedTuple):
+    """Seconds: of the clock, and of CPU time."""
+
+    wall: float
+    server: float
+    load: float  # with what runs beside it
+
+
+def usage(server: int, beside: int | None) -> Usage:
+    """Up to now; what a load has used counts once it has ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    load = ended.ru_utime + ended.ru_stime
+    if beside is not None:
+        load += cpu_seconds(beside)
+    return Usage(time.monotonic(), cpu_seconds(server), load)
+
+
+def shares(before: Usage, after: Usage) -> tuple[float, float]:
+    """How busy server and load have been between: CPU seconds a second."""
+    wall = after.wall - before.wall
+    return (after.server - before.server) / wall, (after.load - before.load) / wall
 
 
 @contextlib.contextmanager
-def serving(server: Server, cores: Cores) -> Iterator[tuple[int, int]]:
-    """Start the server on a free port, wait until it accepts, and end it on leaving."""
-    port = free_port()
+def serving(server: Server, place: Place, port: int, cores: str) -> Iterator[int]:
+    """Start the server, wait until its port is open, and end it on leaving. Gives its pid."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            pinned(server.command(port), cores.server),  # taskset becomes the server
+            pinned(server.command(place), cores),  # taskset becomes the server
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
@@ -145,100 +139,74 @@ def serving(server: Server, cores: Cores) -> Iterator[tuple[int, int]]:
             stderr=subprocess.STDOUT,
         )
         try:
-            wait_for(port, process, output)
-            yield port, process.pid
+            wait_for(server.protocol, port, process, output)
+            try:
+                yield process.pid
+            except RunError:  # the load's: it may fail because the server does
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(AFTERMATH)
+                if process.poll() is None:
+                    raise
             if process.poll() is not None:
                 raise RunError(f"the server ended: {last_line(output)}")
         finally:
             end(process)
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], output: IO[str]) -> None:
+def wait_for(protocol: str, port: int, process: subprocess.Popen[bytes], output: IO[str]) -> None:
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        if not protocol or is_open(protocol, port):
             return
         time.sleep(0.02)
     raise RunError(f"the server did not start: {last_line(output)}")
 
 
-def run_load(load: Load, port: int, seconds: float, cores: Cores) -> float:
-    command = pinned(load.command(port, seconds), cores.load)
+def is_open(protocol: str, port: int) -> bool:
+    """Whether somebody has the port open (proc_net(5)). Nobody is disturbed by the question."""
+    for table in (Path(f"/proc/net/{protocol}"), Path(f"/proc/net/{protocol}6")):
+        lines = table.read_text().splitlines()[1:] if table.exists() else []
+        for _, local, _, state, *_ in map(str.split, lines):
+            if state == OPEN[protocol] and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False
+
+
+def run_load(load: Load, place: Place, seconds: float, cores: Cores) -> Sample:
+    command = load.command(place, seconds)
     try:
         done = subprocess.run(
-            command,
+            pinned(command, str(cores.load)),
             cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
-            timeout=10 * seconds + PATIENCE,
+            timeout=10 * seconds + LIMIT,
         )
     except subprocess.TimeoutExpired:
-        raise RunError(f"{load.programs[0]} did not end in time") from None
+        raise RunError(f"{Path(command[0]).name} did not end in time") from None
     if done.returncode != 0:
         message = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
-        raise RunError(f"{load.programs[0]}: {message or f'status {done.returncode}'}")
-    return load.rate(done.stdout)
+        raise RunError(f"{Path(command[0]).name}: {message or f'status {done.returncode}'}")
+    return load.read(done.stdout)
 
 
-def pinned(command: list[str], core: int) -> list[str]:
-    return ["taskset", "--cpu-list", str(core), *command]
+def pinned(command: list[str], cores: str) -> list[str]:
+    return ["taskset", "--cpu-list", cores, *command]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def free_ports() -> list[int]:
+    """Two, each free for TCP, and for UDP as good as certainly.
 
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, its threads included (proc_pid_stat(5))."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        raise RunError("the server ended") from None
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def verdict(target: Target, rows: list[Row]) -> str:
-    """One line: whether the target is reached, by the median of the rounds' ratios."""
-    text = f"{target.load}: {target.server} / {target.rival}"
-    ours, rival = (find(rows, target.load, name) for name in (target.server, target.rival))
-    rounds = list(zip(ours.rates, rival.rates, strict=False))
-    if not rounds:
-        return f"?    {text:62} >= {target.factor:.2f}   not measured"
-    low, median, high = spread(ours / rival for ours, rival in rounds)
-    by_cpu = statistics.median(ours.cpu_rates) / statistics.median(rival.cpu_rates)
-    mark = "ok  " if median >= target.factor else "MISS"
-    figures = f"{median:.2f} ({low:.2f} .. {high:.2f})   {by_cpu:.2f} by CPU"
-    return f"{mark} {text:62} >= {target.factor:.2f}   {figures}"
-
-
-def find(rows: list[Row], load: str, server: str) -> Row:
-    return next(row for row in rows if (row.load, row.server) == (load, server))
-
-
-def table(rows: list[Row]) -> list[str]:
-    """Plain lines: the median rate, the lowest and highest round, and the same by CPU time.
-
-    The latter is what the server makes in a second of its own CPU time: where the load tool is the
-    slower side, the rate says nothing of the server.
+    They are none that the system gives to who connects: those could be taken by the time that the
+    server wants them.
     """
-    wide = max(len(text) for row in rows for text in (f"  {row.server}", heading(row)))
-    lines: list[str] = []
-    load = ""
-    for row in rows:
-        if row.load != load:
-            load = row.load
-            lines += ["", f"{heading(row):{wide}} {'median':>12} {'by CPU':>12}"]
-        if row.rates:
-            low, median, high = spread(row.rates)
-            figures = f"{median:12,.0f} {statistics.median(row.cpu_rates):12,.0f}"
-            figures += f"   ({low:,.0f} .. {high:,.0f})"
-        else:
-            figures = f"{'-':>12} {'':12}   {row.error or 'not measured'}"
-        lines.append(f"  {row.server:{wide - 2}} {figures}")
-    return lines[1:]
-
-
-def heading(row: Row) -> str:
-    return f"{row.load}, {row.unit}"
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(PORTS.start, given) if given > PORTS.start else PORTS
+    found: set[int] = set()
+    while len(found) < 2:
+        port = random.choice(ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
