@@ -52,6 +52,7 @@ _Into = TypeVar("_Into", bound=ReadInto)
 _Armed = TypeVar("_Armed", bound=Lasting)
 _Vector = TypeVar("_Vector", bound=WriteV)
 
+_NUMBERS: Final = frozenset({int, float})
 LARGEST: Final = 1 << 30  # more in one receive or poll is a mistake, not a wish
 
 
@@ -226,9 +227,11 @@ class Checks(Proactor):
             if connection is None:
                 return
             record = connection._record
-            if record.behind + 2 < MAX_PENDING and record.queued_bytes + count <= MAX_QUEUED_BYTES:
+            posted = self._posted.get(record, (0, 0))
+            queued = record.queued_bytes + posted[1]
+            if record.behind + 2 + posted[0] < MAX_PENDING and queued + count <= MAX_QUEUED_BYTES:
                 return
-            requests, queued = record.pending, record.queued_bytes
+            requests = record.pending + posted[0]
         elif connection is not None:
             record = connection._record
             posted = self._posted.get(record, (0, 0))
@@ -328,6 +331,13 @@ class Checks(Proactor):
             raise UnsupportedConnectionError(
                 f"{op!r} belongs to another watcher: pass it to its own, op.conn.watcher"
             )
+
+
+def is_time(timeout: object, deadline: object) -> bool:
+    """Whether one of them is given, and right: what the short way of a request has to know."""
+    if timeout is None:
+        return type(deadline) in _NUMBERS and deadline >= 0  # type: ignore[operator]
+    return deadline is None and type(timeout) in _NUMBERS and timeout >= 0  # type: ignore[operator]
 
 
 def new_write(

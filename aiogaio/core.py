@@ -44,6 +44,8 @@ TURN_BYTES: Final = 4 * 1024 * 1024
 BURST_BYTES: Final = 16 * 1024 * 1024
 #: Bytes of all results together that the allocator is prepared for.
 _LARGEST_BATCH: Final = 8 * 1024 * 1024
+#: Bytes from which a write on its way from another thread is counted, also if limits are not exact.
+_COUNTED: Final = 4096
 #: Seconds of expiring deadlines, and of requests from other threads, in one go.
 WORK_SLICE: Final = 0.003
 #: Seconds until a send that met a shortage of memory is tried again.
@@ -134,8 +136,8 @@ class Core:
         self._limits = limits
         # Whether every request has to be counted, wherever it is.
         self._exact = limits is not None and not limits.by_default
-        # Whether there is a short way at all: nobody counts, nobody looks on.
-        self._fast = not self._exact and instrument is None
+        # Whether there is a short way at all: nobody counts what meets an empty queue, or looks on.
+        self._fast = (limits is None or limits.spare_the_first) and instrument is None
 
         self._records: list[Record | None] = []  # by descriptor; numbers are small and dense
         self._deadlines = Deadlines()
@@ -149,7 +151,7 @@ class Core:
         # Torn writes whose results have not been handed over.
         self._torn: list[tuple[Operation, Record]] = []
         self._inbox = Inbox(loop)
-        # Requests in it, and their bytes, if limits are to be exact.
+        # Requests in it, and their bytes: all if limits are to be exact, else large writes.
         self._posted: dict[Record, tuple[int, int]] = {}
 
         self._submitted = self._collected = self._shots = 0
@@ -275,6 +277,11 @@ class Core:
         self._deadlines.add(operation, due)
         self._timer.set(due)
 
+    def _expire_later(self, operation: Operation, due: float | None) -> None:
+        """The same for a request that may have none."""
+        if due is not None:
+            self._add_deadline(operation, due)
+
     def _restart_silence(self, operation: Lasting) -> None:
         """A lasting request with a deadline of either kind has moved bytes once more."""
         if operation.silence is not None:
@@ -287,7 +294,7 @@ class Core:
 
     def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
         """Post a request of ``count`` bytes, so that it is counted."""
-        if not self._exact:
+        if not self._exact and (count < _COUNTED or self._limits is None):
             self._post(enter)
             return
 

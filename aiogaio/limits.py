@@ -32,18 +32,24 @@ class Limits:
         return None if four == (None, None, None, None) else cls(*four)
 
     @property
-    def by_default(self) -> bool:
-        """Whether nobody has asked for them: then they are there for what a slow peer can cost.
+    def spare_the_first(self) -> bool:
+        """Whether a request that finds its queue empty need not be counted.
 
-        They are checked where that costs nothing: not for a request that finds its queue empty,
-        nor for what is on its way from another thread.
+        With the `max_pending` of the default one more or less does not matter.
         """
         return (
             self.pending in {None, MAX_PENDING}
-            and self.queued_bytes in {None, MAX_QUEUED_BYTES}
             and self.pending_in_all is None
             and self.queued_bytes_in_all is None
         )
+
+    @property
+    def by_default(self) -> bool:
+        """Whether nobody has asked for them: then they are there for what a slow peer can cost.
+
+        Then of what is on its way from another thread only large writes are counted.
+        """
+        return self.spare_the_first and self.queued_bytes in {None, MAX_QUEUED_BYTES}
 
     def check_pending(self, pending: int, in_all: int) -> None:
         """Raise :exc:`QueueFullError` if one request more is too many."""

@@ -177,7 +177,6 @@ class StreamRequests(Checks):
             record.writable
             and record.writes is None
             and record.torn is None
-            and due is None
             and length <= attempts.CHUNK
             and self._direct
             and self._bytes_written < self._write_limit
@@ -188,6 +187,8 @@ class StreamRequests(Checks):
                 self._submitted += 1
                 self._count_bytes(record, length)
                 self._send_failed(record, operation, error)
+                if not operation.completed:  # it rests
+                    self._expire_later(operation, due)
                 return operation
             self._bytes_written += operation.size
             if done:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from aiogaio import attempts
 from aiogaio.affinity import pin_thread
-from aiogaio.checks import new_write
+from aiogaio.checks import is_time, new_write
 from aiogaio.completions import BATCH_LIMIT, Drained
 from aiogaio.connection import Connection
 from aiogaio.delegation import check_supported, is_of_asyncio
@@ -55,7 +55,8 @@ class Watcher(MessageRequests):
 
     The two limits of the default keep a peer that takes nothing from filling the memory: they are
     checked where that costs nothing, and a request more may slip through. Limits of your own are
-    exact; with them or with an instrument each message takes a longer way, by about a half.
+    exact. With an instrument, a ``max_pending`` or a limit for all together each message takes a
+    longer way, by about a half.
 
     >>> async with Watcher(buffer_size=4096) as mine:
     ...     op = mine.read(peer)  # a socket is delegated by its first request
@@ -153,9 +154,8 @@ class Watcher(MessageRequests):
             type(conn) is Connection
             and conn._watcher is self
             and buffer is None
-            and timeout is None
-            and deadline is None
             and not multishot
+            and ((timeout is None and deadline is None) or is_time(timeout, deadline))
         ):
             operation = Operation()
             operation.type = _READ
@@ -182,12 +182,17 @@ class Watcher(MessageRequests):
                     if self._signal.future is not None:
                         self._signal.wake()
                 elif record.reads is None and record.plain and not record.readable:
+                    if deadline is not None or timeout == 0:  # it may be past
+                        self._submit_read(record, operation, self._due(timeout, deadline))
+                        return operation
                     record.reads = operation
                     self._submitted += 1
+                    if timeout is not None:
+                        self._expire_later(operation, self._due(timeout, None))
                     if not record.read_watched:
                         self._watch_reads(record)
                 else:
-                    self._submit_read(record, operation, None)
+                    self._submit_read(record, operation, self._due(timeout, deadline))
                 return operation
         request, due = self._make_read(conn, buffer, context, timeout, deadline, multishot)
         self._submit_read(request.conn._record, request, due)
@@ -280,8 +285,7 @@ class Watcher(MessageRequests):
             type(conn) is Connection
             and conn._watcher is self
             and type(data) is bytes
-            and timeout is None
-            and deadline is None
+            and ((timeout is None and deadline is None) or is_time(timeout, deadline))
         ):
             record = conn._record
             length = len(data)
@@ -312,13 +316,15 @@ class Watcher(MessageRequests):
                     self._submitted += 1
                     self._count_bytes(record, length)
                     self._send_failed(record, failed, error)
+                    if not failed.completed:  # it rests
+                        self._expire_later(failed, self._due(timeout, deadline))
                     return failed
                 self._bytes_written += sent
                 if sent < length:
                     record.writable = False
                     rest = new_write(conn, data, length, context, silent)
                     rest.size = sent
-                    self._submit_write(record, rest, None)
+                    self._submit_write(record, rest, self._due(timeout, deadline))
                     return rest
                 if operation is None:
                     self._silent_at_once += 1

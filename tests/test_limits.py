@@ -976,9 +976,31 @@ async def test_S15_by_default_a_peer_that_takes_nothing_costs_a_bounded_amount(
         write(watcher, other)  # the others are served as ever
 
 
+@pytest.mark.parametrize("silent", [False, True])
+async def test_S15_by_default_what_threads_write_while_the_loop_is_busy_is_bounded(
+    poller: str, pair: Pairs, silent: bool
+) -> None:
+    size = 1 << 20
+    most = MAX_QUEUED_BYTES // size
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        conn, _ = pair(watcher, small_pair)
+        view, data = watcher.threadsafe, bytes(size)
+        calls: list[Callable[[], Any]] = [lambda: view.write(conn, data, silent=silent)] * most
+        assert elsewhere(lambda: refused(calls)) == 0
+        assert elsewhere(lambda: refused(calls)) == most  # the loop has not come for the others yet
+        await settle()
+        assert MAX_QUEUED_BYTES - size < watcher.pending(conn).queued_bytes <= MAX_QUEUED_BYTES
+        watcher.free(conn)
+        assert elsewhere(lambda: refused(calls)) == 0
+        await settle()
+        assert not watcher._posted
+
+
 async def test_the_limits_of_the_default_leave_messages_the_short_way(poller: str) -> None:
-    for options in ({}, {"max_pending": None}, {"max_queued_bytes": None}):
+    """As do bytes for each connection, which concern only what is queued."""
+    for options in ({}, {"max_pending": None}, {"max_queued_bytes": None}, {"max_queued_bytes": 5}):
         async with Watcher(poller=poller, **options) as watcher:  # type: ignore[arg-type]
             assert watcher._fast
-    async with Watcher(poller=poller, max_pending=5) as watcher:  # type: ignore[arg-type]
-        assert not watcher._fast
+    for options in ({"max_pending": 5}, {"max_pending": (None, 5)}, {"max_queued_bytes": (5, 9)}):
+        async with Watcher(poller=poller, **options) as watcher:  # type: ignore[arg-type]
+            assert not watcher._fast

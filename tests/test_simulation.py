@@ -343,3 +343,78 @@ def test_the_system_is_back_in_its_place_afterwards() -> None:
 
     assert asyncio.run(main()) == b"real"
     peer.close()
+
+
+# --- Deadlines of what is tried at the call -------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["write", "writev"])
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("by", ["timeout", "deadline"])
+def test_a_write_that_rests_since_the_system_is_short_of_memory_expires(
+    poller: Any, call: str, silent: bool, by: str
+) -> None:
+    async def main(network: Network) -> None:
+        loop = asyncio.get_running_loop()
+        async with Watcher(poller=poller) as watcher:
+            ours, _ = network.socketpair()
+            conn = watcher.delegate(ours)
+            network.fail("send", errno.ENOBUFS, times=1_000_000)
+            began = loop.time()
+            times = {by: 0.5 if by == "timeout" else began + 0.5}
+            data: Any = b"data" if call == "write" else [b"da", b"ta"]
+            op = getattr(watcher, call)(conn, data, silent=silent, **times)
+            assert await watcher.wait_io() == [op]
+            assert isinstance(op.error, DeadlineExceededError)
+            assert op.size == 0
+            assert loop.time() - began == pytest.approx(0.5, abs=0.01)
+
+    with Network() as network:
+        network.run(main(network))
+
+
+@pytest.mark.parametrize("by", ["timeout", "deadline"])
+def test_T2_a_write_of_which_a_part_was_taken_at_the_call_expires_with_its_size(
+    poller: Any, by: str
+) -> None:
+    async def main(network: Network) -> None:
+        loop = asyncio.get_running_loop()
+        async with Watcher(poller=poller) as watcher:
+            ours, peer = network.socketpair()
+            conn = watcher.delegate(ours)
+            began = loop.time()
+            op = watcher.write(conn, bytes(200_000), **{by: 2 if by == "timeout" else began + 2})
+            assert await watcher.wait_io() == [op]
+            assert isinstance(op.error, DeadlineExceededError)
+            assert 0 < op.size == peer.unread < 200_000
+            assert loop.time() - began == pytest.approx(2, abs=0.01)
+
+    with Network(capacity=65536) as network:
+        network.run(main(network))
+
+
+def test_T1_reads_expire_when_they_should_and_not_before(poller: Any) -> None:
+    async def main(network: Network) -> None:
+        loop = asyncio.get_running_loop()
+        async with Watcher(poller=poller) as watcher:
+            conns = [watcher.delegate(network.socketpair()[0]) for _ in range(4)]
+            for conn in conns:  # proves that nothing is there, so that the next one only waits
+                watcher.cancel(watcher.read(conn))
+            assert len(await watcher.wait_io()) == 4
+            began = loop.time()
+            times: list[dict[str, float]] = [
+                {"timeout": 0},
+                {"deadline": began - 1},
+                {"timeout": 3},
+                {"deadline": began + 7},
+            ]
+            ops = [watcher.read(conn, **limit) for conn, limit in zip(conns, times, strict=True)]
+            assert await watcher.wait_io() == ops[:2]
+            assert loop.time() - began == pytest.approx(0, abs=0.01)
+            for op, after in zip(ops[2:], (3, 7), strict=True):
+                assert await watcher.wait_io() == [op]
+                assert loop.time() - began == pytest.approx(after, abs=0.01)
+            assert all(isinstance(op.error, DeadlineExceededError) for op in ops)
+
+    with Network() as network:
+        network.run(main(network))
