@@ -303,6 +303,8 @@ class Proactor(Joints):
 
     def _collect(self, limit: int) -> list[Operation]:
         """Hand completed operations over to the consumer."""
+        if self._torn and self._inbox.waiting and not self._busy:
+            self._run_inbox()  # what was asked for before the torn write is known stands behind it
         batch = self._completions.take(limit)
         if batch:
             self._batches += 1

@@ -771,6 +771,25 @@ async def test_T3_writes_from_another_thread_in_between_are_taken_along(
         await assert_next_follows(watcher, op, peer, received)
 
 
+async def test_T3_a_write_on_its_way_when_the_result_is_handed_over_is_taken_along(
+    watcher: Watcher,
+) -> None:
+    """It was submitted before the program knew, and waits behind a request of another thread."""
+    ours, peer = small_pair()
+    with peer:
+        conn = watcher.delegate(ours)
+        torn = watcher.write(conn, bytes(LONG))
+        assert watcher.cancel(torn) and torn.size
+        read = watcher.threadsafe.read(conn)
+        behind = watcher.write(conn, b"behind")
+        results = watcher.poll_io()
+        assert results[:1] == [torn]
+        assert behind.completed and behind in results
+        assert isinstance(behind.error, OperationCancelledError)
+        assert behind.error.__cause__ is torn.error
+        assert not read.completed
+
+
 async def test_T3_a_write_torn_by_a_reset(watcher: Watcher) -> None:
     ours, peer = tcp_pair()
     conn = watcher.delegate(ours)

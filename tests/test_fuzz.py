@@ -110,6 +110,9 @@ REGRESSIONS = {
     "writes before a connect, at the close": bytes.fromhex(
         "000000000200000b001b0c00001f000200000000"
     ),
+    "a shutdown on its way, behind a torn write": bytes.fromhex(
+        "00000000020000050107151f1bec1d0023000e0017"
+    ),
     "ancillary items out of a memoryview": bytes.fromhex("00001b09000009ff"),
     "an offset that no file has": bytes.fromhex("00001b0a00005c52"),
 }
