@@ -16,6 +16,8 @@ def check_address(family: int, address: Any) -> Any:
     :raises ValueError: a host name, or a port out of range.
     """
     if family == socket.AF_INET:
+        if _is_plainly_right(address):
+            return address
         return _check_internet(family, address, (2, 2), "(host, port)")
     if family == socket.AF_INET6:
         return _check_internet(family, address, (2, 4), "(host, port[, flowinfo[, scope_id]])")
@@ -24,6 +26,20 @@ def check_address(family: int, address: Any) -> Any:
     if isinstance(address, str | bytes) and len(os.fsencode(address)) > _LONGEST_PATH:
         raise ValueError(f"the path of a Unix socket has at most {_LONGEST_PATH} bytes")
     return address
+
+
+def _is_plainly_right(address: Any) -> bool:
+    """The quick answer for what nearly all of them are, ``("127.0.0.1", 80)``."""
+    if type(address) is not tuple or len(address) != 2:
+        return False
+    host, port = address
+    if type(host) is not str or type(port) is not int or not 0 <= port <= 0xFFFF:
+        return False
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_internet(family: int, address: Any, lengths: tuple[int, int], form: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.addresses import check_address
-from aiogaio.checks import new_vector, parts_of
+from aiogaio.checks import is_time, new_vector, parts_of
+from aiogaio.connection import Connection
 from aiogaio.descriptor import FileRecord
 from aiogaio.errors import EmptyBufferError, UnsupportedConnectionError
-from aiogaio.operation import Operation, SendMessage
+from aiogaio.operation import Operation, OpType, SendMessage, start
 from aiogaio.streams import StreamRequests
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from aiogaio.connection import Connection
+
+_DATAGRAM: Final = int(socket.SOCK_DGRAM)
 
 
 class MessageRequests(StreamRequests):
@@ -114,6 +116,49 @@ class MessageRequests(StreamRequests):
         >>> receiver.recv(16), op.size
         (b'hello', 5)
         """
+        # The short way, as in Watcher.write(): a third of the time.
+        if (
+            type(sock) is Connection
+            and sock._watcher is self
+            and type(data) is bytes
+            and address is not None
+            and ((timeout is None and deadline is None) or is_time(timeout, deadline))
+        ):
+            record = sock._record
+            if (
+                record.writable
+                and record.writes is None
+                and record.torn is None
+                and record.type == _DATAGRAM
+                and self._direct
+                and self._bytes_written < self._write_limit
+            ):
+                try:
+                    sent = record.sendto(data, check_address(record.family, address))
+                except BlockingIOError:
+                    pass  # the long way knows what to do
+                except OSError as error:
+                    failed = new_vector(SendMessage(), sock, [data], [len(data)], context, silent)
+                    failed.ancillary, failed.address = [], address
+                    self._submitted += 1
+                    self._count_bytes(record, len(data))
+                    self._send_failed(record, failed, error)
+                    if not failed.completed:  # it rests
+                        self._expire_later(failed, self._due(timeout, deadline))
+                    return failed
+                else:
+                    self._bytes_written += sent
+                    if silent:
+                        self._silent_at_once += 1
+                        return None
+                    operation = start(Operation(), OpType.WRITE, sock, context)
+                    operation.buffer, operation.address = [data], address  # type: ignore[assignment]
+                    operation.size, operation.completed = sent, True
+                    self._submitted += 1
+                    self._deliver(operation)
+                    if self._signal.future is not None:
+                        self._signal.wake()
+                    return operation
         return self.sendmsg(
             sock,
             [data],
@@ -155,9 +200,7 @@ class MessageRequests(StreamRequests):
         """
         due = self._due(timeout, deadline)
         parts, lengths = parts_of(buffers)
-        if isinstance(
-            ancillary, memoryview
-        ):  # it may be of several dimensions
+        if isinstance(ancillary, memoryview):  # it may be of several dimensions
             raise TypeError("ancillary takes items (level, type, data), not a memoryview")
         items = [_item(one) for one in ancillary]
         if address is not None and (family := getattr(sock, "family", None)) is not None:
