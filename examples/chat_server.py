@@ -89,6 +89,8 @@ class Chat:
         """Collect all results."""
         self.watcher.accept(listener, multishot=True)  # delegates the listener
         async for results in self.watcher:
+            if self.watcher.closed:  # what has still come cannot be answered any more
+                break
             for op in results:
                 if op.type is OpType.ACCEPT:
                     if op.error is None:

@@ -41,6 +41,8 @@ class Lines:
                 if isinstance(op.context, asyncio.Future):
                     if not op.context.done():  # who has awaited it may have gone
                         op.context.set_result(op)
+                elif self.watcher.closed:
+                    pass  # what has still come cannot be answered any more
                 elif op.type is OpType.ACCEPT:
                     if op.error is None:
                         self.watcher.read_until(op.accepted, b"\n", limit=LONGEST)

@@ -36,6 +36,7 @@ except ImportError:
 
 LIMIT = 16 << 20  # bytes of a command; it may be over by what comes in one chunk
 GATHER = 1 << 18  # bytes of replies that are gathered for one write; and one reply more
+LONGEST = 64 << 20  # bytes of values in one reply: a short command can ask for one value many times
 PATIENCE = 60.0  # seconds for a client to take its replies
 LINGER = 2.0  # seconds for a client to see our end and to send its own
 OK, NIL, LARGEST = b"+OK\r\n", b"$-1\r\n", (1 << 63) - 1
@@ -175,7 +176,10 @@ def ttl(store: Store, command: Command) -> bytes:
 
 
 def mget(store: Store, command: Command) -> bytes:
-    return array([get(store, [b"GET", key]) for key in command[1:]])
+    values = [store.find(key) for key in command[1:]]
+    if sum(len(value) for value in values if value is not None) > LONGEST:
+        raise RefusedError(b"the reply is too long")
+    return array([NIL if value is None else bulk(value) for value in values])
 
 
 def mset(store: Store, command: Command) -> bytes:
@@ -314,7 +318,8 @@ class Session:
                     self.unfinished = 0
                 elif self.unfinished > LIMIT:
                     raise hiredis.ProtocolError("too big request")
-            except (hiredis.ProtocolError, MemoryError) as error:
+            # A TypeError is hiredis', too: of a map whose key is a list.
+            except (hiredis.ProtocolError, MemoryError, TypeError) as error:
                 reason = str(error).removeprefix("Protocol error, ").encode()
                 replies.append(b"-ERR Protocol error: %b\r\n" % reason)
                 self.leaving = True

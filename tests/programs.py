@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -197,3 +198,32 @@ def talk(address: Address, *parts: bytes) -> bytes:
             client.sendall(part)
         client.shutdown(socket.SHUT_WR)
         return receive_all(client)
+
+
+@contextlib.contextmanager
+def questions(clients: list[socket.socket], question: bytes) -> Iterator[None]:
+    """The clients ask and ask, each in a thread of its own, until they are let go."""
+    answered = threading.Barrier(len(clients) + 1, timeout=LIMIT)
+
+    def ask(client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            client.sendall(question)
+            client.recv(1 << 20)
+            answered.wait()
+            while True:
+                client.sendall(question)
+                if not client.recv(1 << 20):
+                    break
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        answered.wait()
+        yield
+    finally:
+        for client in clients:
+            with contextlib.suppress(OSError):  # it has no peer any more
+                client.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()

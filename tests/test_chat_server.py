@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs import LIMIT, Address, Example, address_in, loops, stopped
+from tests.programs import LIMIT, Address, Example, address_in, loops, questions, stopped
 from tests.support import reset
 
 pytest.importorskip("wsproto")
@@ -168,6 +168,15 @@ def test_a_signal_ends_it_in_order_and_the_members_are_told(loop: str, by: signa
         assert stopped(process, by) == ""
         assert close_code(one) == close_code(other) == 1001
         assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize("loop", loops())
+def test_a_signal_ends_it_in_order_while_it_has_pings_to_answer(loop: str) -> None:
+    with contextlib.ExitStack() as stack:
+        process, address = stack.enter_context(running("--loop", loop))
+        members = [stack.enter_context(raw_member(address)) for _ in range(6)]
+        stack.enter_context(questions(members, frame(9, b"") * 1000))
+        assert stopped(process) == ""
 
 
 # --- HTTP ----------------------------------------------------------------------------------------

@@ -25,7 +25,17 @@ from typing import Any
 
 import pytest
 
-from tests.programs import LIMIT, Address, Example, address_in, environment, loops, stopped
+from tests.programs import (
+    LIMIT,
+    Address,
+    Example,
+    address_in,
+    connect,
+    environment,
+    loops,
+    questions,
+    stopped,
+)
 
 EXAMPLE = Example("embedded.py")
 
@@ -130,6 +140,15 @@ def test_a_signal_ends_both_servers_in_order(loop: str, by: signal.Signals) -> N
         assert client.recv(100) == b"LAST\n"
         assert stopped(process, by) == ""
         assert client.recv(1) == idle.recv(1) == b""
+
+
+@pytest.mark.parametrize("loop", loops())
+def test_a_signal_ends_it_in_order_while_it_has_lines_to_answer(loop: str) -> None:
+    with contextlib.ExitStack() as stack:
+        process, _, lines = stack.enter_context(running("--loop", loop))
+        clients = [stack.enter_context(connect(lines)) for _ in range(6)]
+        stack.enter_context(questions(clients, b"hello\n" * 20))
+        assert stopped(process) == ""
 
 
 @pytest.mark.parametrize("loop", loops())

@@ -481,21 +481,27 @@ def recorder_counts(recorder: Recorder, watcher: Watcher) -> None:
 
 
 class Broken:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
     def __getattr__(self, name: str) -> Callable[[Any], None]:
         if name not in METHODS:
             raise AttributeError(name)
 
         def fail(_: Any) -> None:
-            raise LookupError(name)
+            raise self.error(name)
 
         return fail
 
 
-async def test_an_instrument_that_raises_changes_nothing(poller: Any, pair: Pairs) -> None:
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
+async def test_an_instrument_that_raises_changes_nothing(
+    poller: Any, pair: Pairs, error: type[BaseException]
+) -> None:
     seen: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: seen.append(context))
-    async with Watcher(poller=poller, instrument=Broken()) as watcher:
+    async with Watcher(poller=poller, instrument=Broken(error)) as watcher:
         conn, peer = pair(watcher)
         read = watcher.read(conn)
         write = watcher.write(conn, bytes(LONG))
@@ -514,7 +520,7 @@ async def test_an_instrument_that_raises_changes_nothing(poller: Any, pair: Pair
         assert {id(op) for op in await collect(watcher, 2)} == {id(armed), id(relay)}
         assert watcher.statistics().pending == 0
     counts = Counter(str(context["exception"]).strip("'") for context in seen)
-    assert all(type(context["exception"]) is LookupError for context in seen)
+    assert all(type(context["exception"]) is error for context in seen)
     assert all("instrument" in context["message"] for context in seen)
     assert counts.pop("batch") in (3, 4)
     assert counts == {

@@ -250,6 +250,21 @@ def test_large_replies_to_one_chunk_are_not_gathered_without_end() -> None:
     assert max(map(len, writes)) < module.GATHER + 100_100
 
 
+def test_short_command_cannot_ask_for_more_than_fits_into_memory(server: Served) -> None:
+    key, value = next(keys), b"x" * (1 << 20)
+    most = load().LONGEST // len(value)
+    assert ask(server.address, "SET", key, value) == b"+OK\r\n"
+    try:
+        one = b"$%d\r\n%b\r\n" % (len(value), value)
+        assert ask(server.address, "MGET", *[key] * most) == b"*%d\r\n" % most + one * most
+        before = resident(server.process)
+        too_many = [key] * 100_000  # a command of 1.5 MB, a reply of 100 GB
+        assert ask(server.address, "MGET", *too_many) == b"-ERR the reply is too long\r\n"
+        assert resident(server.process) - before < 64 << 20
+    finally:
+        ask(server.address, "DEL", key)
+
+
 def test_expiry_that_is_set_anew_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load()
     now = 1000.0
@@ -307,6 +322,7 @@ def test_half_close_inside_a_command_gets_the_replies_before_it(address: Address
         (b"-ERR\r\n", b"expected '*'"),
         (b"#t\r\n", b"expected '*'"),
         (b"%1\r\n+a\r\n+b\r\n", b"expected '*'"),
+        (b"%1\r\n*0\r\n+a\r\n", b"unhashable"),
         (b"*x\r\n", b"Bad"),
         (b"*-2\r\n", b"Multi-bulk"),
         (b"GET / HTTP/1.1\r\n\r\n", b'got "G"'),

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from aiogaio import Connection, EndOfStreamError, Watcher
-from tests.programs import LIMIT, Example, environment, loops, stopped
+from tests.programs import LIMIT, Example, connect, environment, loops, questions, stopped
 
 EXAMPLE = Example("push_server.py")
 running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
@@ -196,6 +196,15 @@ def test_a_signal_ends_it_in_order_with_its_status(loop: str, by: signal.Signals
         source.wait_for(lambda status: status["subscribers"] == 2)
         assert parsed(stopped(process, by))["subscribers"] == 2
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("loop", loops())
+def test_a_signal_ends_it_in_order_while_it_has_questions_to_answer(loop: str) -> None:
+    with contextlib.ExitStack() as stack:
+        process, address = stack.enter_context(running("--loop", loop, *NO_NOISE))
+        clients = [stack.enter_context(connect(address)) for _ in range(16)]
+        stack.enter_context(questions(clients, b"STAT\n" * 20))
+        assert parsed(stopped(process))["subscribers"] <= len(clients)
 
 
 def test_everybody_gets_the_time_whoever_else_is_connected() -> None:

@@ -43,7 +43,9 @@ def guarded(instrument: Instrument | None, loop: asyncio.AbstractEventLoop) -> I
 def _call(loop: asyncio.AbstractEventLoop, method: Callable[[Any], None], subject: Any) -> None:
     try:
         method(subject)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):  # as asyncio does it with its callbacks
+        raise
+    except BaseException as error:  # a CancelledError, of some future that it looked at
         loop.call_exception_handler(
             {"message": f"aiogaio: the instrument's {method!r} failed", "exception": error}
         )

@@ -15,7 +15,7 @@ class Instrument(Protocol):
     """Called in the loop's thread, in the middle of the watcher's work.
 
     So a method has to be quick, must not wait, and must not make requests. What it raises goes to
-    the loop's exception handler and changes nothing.
+    the loop's exception handler and changes nothing, save KeyboardInterrupt and SystemExit.
 
     >>> class Sizes(Instrument):
     ...     def completed(self, operation):
