@@ -2,7 +2,8 @@
 
 Keep-alive and pipelining; the answers to all requests of one received chunk go out in one write.
 A client that does not read its answers is read no further, so memory stays flat. Who completes no
-request for `--idle` seconds, by silence or by sending slowly, has to leave.
+request for `--idle` seconds, by silence or by sending slowly, has to leave. Headers are not
+looked at: no `Host` is missed, no `Expect` answered.
 """
 
 import argparse

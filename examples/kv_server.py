@@ -3,7 +3,8 @@
 Strings and their expiry: PING, ECHO, GET, SET, DEL, INCR, INCRBY, EXPIRE, TTL, MGET, MSET, INFO,
 COMMAND, CONFIG GET, HELLO, QUIT; no commands as plain lines. The replies to all commands of one
 chunk go out in one write; a client that does not read them is served no further, so memory stays
-flat. No authentication: it trusts whom it lets connect.
+flat. No authentication: it trusts whom it lets connect. (hiredis makes room for as many words as a
+command announces, be it 2,000,000,000: strangers must not reach it.)
 """
 
 import argparse
