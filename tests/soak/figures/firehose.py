@@ -48,6 +48,7 @@ async def figure(budget: Budget) -> Result:
         one.require(taken == (flood["bytes"], flood["checksum"]), "the firehose's bytes differ")
         ratio = loud["p99"] / quiet["p99"]
         one.require(ratio <= 5, f"p99 {ratio:.1f} x quiet", gates=False)
-        one.result.ran = f"{count:,} pingers, {seconds:.0f} s, {sink.bytes / 2**30:.1f} GiB"
-        one.result.measured = f"p99 {quiet['p99']:.1f} -> {loud['p99']:.1f} ms: {ratio:.1f} x"
+        one.result.ran = f"{count:,} pingers, {seconds:.0f} s"
+        times = f"p99 {quiet['p99']:.1f} -> {loud['p99']:.1f} ms: {ratio:.1f} x"
+        one.result.measured = f"{times}, {sink.bytes / 2**30:.1f} GiB"
     return one.result
