@@ -7,6 +7,7 @@ base classes they are written in (``template/module.html.jinja2``).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -28,7 +29,9 @@ def main() -> None:
         sys.exit("usage: python docs/reference.py DIRECTORY")
     provide_typeshed()
     pdoc.render.configure(template_directory=Path(__file__).parent / "template", show_source=False)
-    pdoc.pdoc("aiogaio", "aiogaio.instruments", output_directory=Path(sys.argv[1]))
+    pages = Path(sys.argv[1]).resolve()
+    with contextlib.chdir(Path(__file__).parent):  # where no folder has the package's name
+        pdoc.pdoc("aiogaio", "aiogaio.instruments", output_directory=pages)
 
 
 if __name__ == "__main__":
