@@ -1090,7 +1090,7 @@ async def test_T4_many_deadlines_in_one_moment(name: str, connections: int) -> N
         stack.callback(gc.enable)
         for _, peer in pairs:
             stack.enter_context(peer)
-        watcher = await stack.enter_async_context(Watcher(poller=name))
+        watcher = await stack.enter_async_context(Watcher(poller=name, max_pending=None))
         conns = [watcher.delegate(ours) for ours, _ in pairs]
         deadline = loop.time() + 3
         for _ in range(300_000 // connections):
