@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.workers import ending_in_order
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -56,7 +58,9 @@ def _fuzz(arguments: argparse.Namespace) -> None:
     told: Any = context.Queue()
     seconds = arguments.minutes * 60
     jobs = [
-        context.Process(target=work, args=(arguments.seed + n, arguments.corpus, seconds, told))
+        context.Process(
+            target=work, args=(arguments.seed + n, arguments.corpus, seconds, told), daemon=True
+        )
         for n in range(arguments.jobs)
     ]
     state: dict[int, tuple[int, int]] = {}
@@ -119,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ending_in_order(main)

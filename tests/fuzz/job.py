@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.fuzz.engine import Engine
 from tests.fuzz.target import one_input
+from tests.workers import leave_signals_to_parent
 
 #: Seconds that one input may take; it takes some hundredths of one.
 PATIENCE = 60
@@ -47,6 +48,7 @@ def work(seed: int, corpus: Path | None, seconds: float, told: Any) -> None:
             tell()
         return now < stop
 
+    leave_signals_to_parent()
     signal.signal(signal.SIGALRM, _give_up)
     engine.run(goes_on)
     tell()

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import NoReturn
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.interleavings.events import ALPHABETS, alphabet_for
 from tests.interleavings.walk import Broken, Impossible, Sequence, Walk, replay
 from tests.model.runs import POLLERS
+from tests.workers import ending_in_order, pool
 
 #: Seconds between two lines about how far it is, where there is no terminal.
 _PAUSE = 30
@@ -75,23 +76,22 @@ def _walk(walk: Walk, jobs: int) -> None:
     made: Counter[int] = Counter()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
-        ProcessPoolExecutor(jobs) as pool,
+        pool(jobs) as workers,
         Progress(
             *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
         ) as progress,
     ):
-        parts = [pool.submit(part.make) for part in walk.divided()]
+        parts = [workers.submit(part.make) for part in walk.divided()]
         task = progress.add_task(f"{walk.poller} poller", total=len(parts))
-        try:
-            for done, part in enumerate(as_completed(parts), 1):
-                made += part.result()
-                progress.advance(task)
-                if not console.is_terminal and time.monotonic() - said > _PAUSE:
-                    said = time.monotonic()
-                    print(f"{walk.poller} poller: {_figures(made)}, {done}/{len(parts)} of the way")
-        except Broken:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for done, part in enumerate(as_completed(parts), 1):
+            made += part.result()
+            progress.advance(task)
+            if not console.is_terminal and time.monotonic() - said > _PAUSE:
+                said = time.monotonic()
+                print(
+                    f"{walk.poller} poller: {_figures(made)}, {done}/{len(parts)} of the way",
+                    flush=True,
+                )
     seconds = time.monotonic() - began
     console.print(
         f"{walk.poller} poller, {walk.alphabet} alphabet: {_figures(made)}, {seconds:.0f} s",
@@ -127,4 +127,4 @@ def _end(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    ending_in_order(main)

@@ -6,16 +6,18 @@ import argparse
 import os
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.model.machine import read_back
 from tests.model.runs import POLLERS, WORLDS, Run, attempt, end, replay
+from tests.workers import ending_in_order, pool
 
 #: Sessions in one piece of work: what one process does before it takes the next piece.
-_PIECE = 50
+_PIECE = 10
+_PAUSE = 10.0  # seconds from one line of progress to the next, where no bar is shown
 _NIGHTLY = 10_000
 
 
@@ -36,7 +38,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.steps, arguments.jobs) < 1:
         parser.error("seeds, steps and jobs must be at least 1")
-    if arguments.replay and not (arguments.world and arguments.poller):
+    if arguments.replay is not None and not (arguments.world and arguments.poller):
         parser.error("--replay needs --world and --poller, as it was printed")
     return arguments
 
@@ -56,7 +58,7 @@ def _pieces(arguments: argparse.Namespace) -> list[Run]:
 def main() -> None:
     warnings.simplefilter("error", ResourceWarning)
     arguments = _arguments()
-    if arguments.replay:
+    if arguments.replay is not None:
         try:
             steps = read_back(arguments.replay)
         except ValueError as error:
@@ -66,24 +68,29 @@ def main() -> None:
         return
     pieces = _pieces(arguments)
     console = Console(highlight=False)
-    began, steps, failures = time.monotonic(), 0, []
+    began = said = time.monotonic()
+    sessions = steps = 0
+    failures = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
-        ProcessPoolExecutor(arguments.jobs) as pool,
+        pool(arguments.jobs) as workers,
         Progress(
             *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
         ) as progress,
     ):
         task = progress.add_task("sessions", total=sum(piece.sessions for piece in pieces))
-        for future in as_completed([pool.submit(attempt, piece) for piece in pieces]):
+        for future in as_completed([workers.submit(attempt, piece) for piece in pieces]):
             run, done, failure = future.result()
             steps += done
+            sessions += run.sessions
             progress.advance(task, run.sessions)
+            if not console.is_terminal and time.monotonic() - said > _PAUSE:
+                said = time.monotonic()
+                print(f"{sessions:,} sessions, {steps:,} steps", flush=True)
             if failure:
                 failures.append(failure)
                 console.print(f"{run}: {failure}", soft_wrap=True)
     seconds = time.monotonic() - began
-    sessions = sum(piece.sessions for piece in pieces)
     console.print(
         f"{sessions:,} sessions, {steps:,} steps, {len(failures)} failures, {seconds:.0f} s"
     )
@@ -92,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ending_in_order(main)

@@ -1,0 +1,47 @@
+"""Processes that work for a program, and end with it however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def ending_in_order(main: Callable[[], None]) -> None:
+    """Run a program: SIGTERM ends it as Ctrl-C does, in one line, and its processes with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        end_children()
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def end_children() -> None:
+    """End the processes that this one has started."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
+def leave_signals_to_parent() -> None:
+    """What a terminal sends to all of them is for the program alone, which ends its processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes; if the block is left by an exception, nobody waits for their work."""
+    with ProcessPoolExecutor(jobs, initializer=leave_signals_to_parent) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            end_children()
+            raise
