@@ -25,6 +25,9 @@ def _compare_servers(options: argparse.Namespace) -> int:
     chosen = plan.quick() if options.quick else plan.full()
     rounds = options.rounds or (plan.QUICK_ROUNDS if options.quick else plan.FULL_ROUNDS)
     chosen = [scenario for scenario in chosen if fnmatch(scenario.name, options.only)]
+    if not chosen:
+        print(f"no scenario matches {options.only!r}", file=sys.stderr)
+        return 2
     name = options.name or ("quick" if options.quick else "full")
     stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{name}"
     file = RESULTS / f"{stem}.json"
@@ -35,7 +38,8 @@ def _compare_servers(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    _write_report(Results.load(options.json), options.json.stem)
+    file, results = options.json
+    _write_report(results, file.stem)
     return 0
 
 
@@ -55,7 +59,7 @@ def _write_report(results: Results, stem: str) -> None:
 
 
 def _compare_files(options: argparse.Namespace) -> int:
-    print(compare(Results.load(options.before), Results.load(options.after)))
+    print(compare(options.before[1], options.after[1]))
     return 0
 
 
@@ -78,26 +82,62 @@ def _core(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"must be from 0.1 to 3600, not {text}")
+    return value
+
+
+def _file_name(text: str) -> str:
+    if Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"must be a name, not a path: {text}")
+    return text
+
+
+def _new_file(text: str) -> Path:
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no such folder: {file.parent}")
+    return file
+
+
+def _results(text: str) -> tuple[Path, Results]:
+    try:
+        return Path(text), Results.load(Path(text))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise argparse.ArgumentTypeError(f"{text} is no result of this bench") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="five servers, under a minute")
-    parser.add_argument("--rounds", type=int, help="instead of 5, or 2 with --quick")
+    parser.add_argument("--rounds", type=_at_least_one, help="instead of 5, or 2 with --quick")
     parser.add_argument("--only", default="*", help="scenarios, such as '64 x *'")
-    parser.add_argument("--name", help="of the results: bench/results/DATE-NAME.json")
+    parser.add_argument("--name", type=_file_name, help="of the results: bench/results/DATE-NAME.json")
     parser.set_defaults(run=_compare_servers)
     commands = parser.add_subparsers(title="other commands")
     command = commands.add_parser("core", help="the targets, each with what was measured")
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--seconds", type=float, default=1.0, help="per server and round")
+    command.add_argument("--rounds", type=_at_least_one, default=5)
+    command.add_argument("--seconds", type=_seconds, default=1.0, help="per server and round")
     command.add_argument("--only", default="*", help="scenarios, such as '64 *'")
-    command.add_argument("--json", type=Path, help="keep the samples in this file")
+    command.add_argument("--json", type=_new_file, help="keep the samples in this file")
     command.set_defaults(run=_core)
     command = commands.add_parser("compare", help="what changed between two runs")
-    command.add_argument("before", type=Path)
-    command.add_argument("after", type=Path)
+    command.add_argument("before", type=_results)
+    command.add_argument("after", type=_results)
     command.set_defaults(run=_compare_files)
     command = commands.add_parser("report", help="write page and charts of a run anew")
-    command.add_argument("json", type=Path)
+    command.add_argument("json", type=_results)
     command.set_defaults(run=_report)
     command = commands.add_parser("micro", help="the hot calls alone, with pyperf")
     command.set_defaults(run=_micro)
