@@ -123,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="five servers, under a minute")
     parser.add_argument("--rounds", type=_at_least_one, help="instead of 5, or 2 with --quick")
     parser.add_argument("--only", default="*", help="scenarios, such as '64 x *'")
-    parser.add_argument("--name", type=_file_name, help="of the results: bench/results/DATE-NAME.json")
+    parser.add_argument(
+        "--name", type=_file_name, help="of the results: bench/results/DATE-NAME.json"
+    )
     parser.set_defaults(run=_compare_servers)
     commands = parser.add_subparsers(title="other commands")
     command = commands.add_parser("core", help="the targets, each with what was measured")
