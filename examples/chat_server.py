@@ -204,7 +204,7 @@ class Chat:
         """Take a part of a message, and say it once it is whole."""
         client.size += len(event.data.encode())
         if client.size > self.options.longest:
-            limit = f"a message has at most {self.options.longest} bytes"
+            limit = f"a message has at most {self.options.longest:g} bytes"
             self.hang_up(conn, CloseReason.MESSAGE_TOO_BIG, limit)
             return
         if event.data:  # a flood of empty ones fills nothing
