@@ -319,7 +319,7 @@ def test_a_message_that_is_too_long_is_refused_whole_or_in_parts(server: Address
         assert close_code(client) == 1009
     for text in (["x" * 400] * 3, "x" * 1_000_000):  # in parts; and more than is looked at
         with member(server) as client:
-            with contextlib.suppress(ConnectionClosed):  # it may be refused before all of it is sent
+            with contextlib.suppress(ConnectionClosed):  # refused before it is all sent
                 client.send(text)
             assert close_code(client) == 1009
 
