@@ -162,6 +162,8 @@ def listen(host: str, port: int) -> socket.socket:
 def address(text: str) -> tuple[str, int]:
     """Where a service is, with its name looked up: a watcher takes numeric addresses."""
     host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT, not {text!r}")
     try:
         found = socket.gethostbyname(host), int(port)
     except (OSError, ValueError) as error:
