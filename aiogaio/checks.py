@@ -223,22 +223,16 @@ class Checks(Proactor):
             return
         connection = self._delegated(conn)
         requests, queued = 0, 0
-        if not self._exact:
-            if connection is None:
-                return
-            record = connection._record
+        if connection is not None:
+            record, exact = connection._record, self._exact
             posted = self._posted.get(record, (0, 0))
             queued = record.queued_bytes + posted[1]
-            if record.behind + 2 + posted[0] < MAX_PENDING and queued + count <= MAX_QUEUED_BYTES:
+            behind = record.behind + 2 + posted[0]  # the first of each direction with them
+            if not exact and behind < MAX_PENDING and queued + count <= MAX_QUEUED_BYTES:
                 return
             requests = record.pending + posted[0]
-        elif connection is not None:
-            record = connection._record
-            posted = self._posted.get(record, (0, 0))
-            requests = record.pending + posted[0]
-            if limits.pending is not None and requests >= limits.pending:
+            if exact and limits.pending is not None and requests >= limits.pending:
                 requests = self._pending(record) + posted[0]  # exactly, which takes its time
-            queued = record.queued_bytes + posted[1]
         pending = self._submitted - self._collected - len(self._ready) + self._shots - self._silent
         posted_in_all = list(self._posted.values())
         limits.check_pending(requests, pending + sum(number for number, _ in posted_in_all))

@@ -277,11 +277,6 @@ class Core:
         self._deadlines.add(operation, due)
         self._timer.set(due)
 
-    def _expire_later(self, operation: Operation, due: float | None) -> None:
-        """The same for a request that may have none."""
-        if due is not None:
-            self._add_deadline(operation, due)
-
     def _restart_silence(self, operation: Lasting) -> None:
         """A lasting request with a deadline of either kind has moved bytes once more."""
         if operation.silence is not None:

@@ -140,11 +140,7 @@ class MessageRequests(StreamRequests):
                 except OSError as error:
                     failed = new_vector(SendMessage(), sock, [data], [len(data)], context, silent)
                     failed.ancillary, failed.address = [], address
-                    self._submitted += 1
-                    self._count_bytes(record, len(data))
-                    self._send_failed(record, failed, error)
-                    if not failed.completed:  # it rests
-                        self._expire_later(failed, self._due(timeout, deadline))
+                    self._fail_at_call(record, failed, error, self._due(timeout, deadline))
                     return failed
                 else:
                     self._bytes_written += sent

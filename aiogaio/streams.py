@@ -184,11 +184,7 @@ class StreamRequests(Checks):
             try:
                 done = attempts.send_whole(record, operation)
             except OSError as error:
-                self._submitted += 1
-                self._count_bytes(record, length)
-                self._send_failed(record, operation, error)
-                if not operation.completed:  # it rests
-                    self._expire_later(operation, due)
+                self._fail_at_call(record, operation, error, due)
                 return operation
             self._bytes_written += operation.size
             if done:

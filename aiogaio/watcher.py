@@ -187,8 +187,8 @@ class Watcher(MessageRequests):
                         return operation
                     record.reads = operation
                     self._submitted += 1
-                    if timeout is not None:
-                        self._expire_later(operation, self._due(timeout, None))
+                    if timeout is not None and (due := self._due(timeout, None)) is not None:
+                        self._add_deadline(operation, due)
                     if not record.read_watched:
                         self._watch_reads(record)
                 else:
@@ -313,11 +313,7 @@ class Watcher(MessageRequests):
                     sent = 0
                 except OSError as error:
                     failed = new_write(conn, data, length, context, silent)
-                    self._submitted += 1
-                    self._count_bytes(record, length)
-                    self._send_failed(record, failed, error)
-                    if not failed.completed:  # it rests
-                        self._expire_later(failed, self._due(timeout, deadline))
+                    self._fail_at_call(record, failed, error, self._due(timeout, deadline))
                     return failed
                 self._bytes_written += sent
                 if sent < length:

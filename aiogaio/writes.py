@@ -207,6 +207,16 @@ class Writes(Reads):
             attempts.keep_rest(operation)
         self._loop.call_later(SEND_REST, self._retry_writes, record)
 
+    def _fail_at_call(
+        self, record: Record, operation: Write, error: OSError, due: float | None
+    ) -> None:
+        """The same for a write that was attempted before it was in the queue, nor counted."""
+        self._submitted += 1
+        self._count_bytes(record, operation.length)
+        self._send_failed(record, operation, error)
+        if due is not None and not operation.completed:  # it rests
+            self._add_deadline(operation, due)
+
     def _retry_writes(self, record: Record) -> None:
         record.write_paused = False
         if record.open and record.writes is not None:
