@@ -15,6 +15,7 @@ from aiogaio import Watcher
 from aiogaio.completions import Signal
 from tests.interleavings.events import ALPHABETS, following, happen
 from tests.interleavings.walk import Broken, Impossible, Walk, reduced, replay, run
+from tests.model.breaks import deliver_twice
 from tests.model.runs import POLLERS
 from tests.model.session import Session
 from tests.model.worlds import SimulatedWorld
@@ -116,23 +117,13 @@ def _tear_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watcher, "_withdraw_write", withdraw)
 
 
-def _deliver_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = Watcher._collect
-
-    def doubled(self: Any, limit: int) -> Any:
-        batch = collect(self, limit)
-        return [*batch, *batch[:1]]
-
-    monkeypatch.setattr(Watcher, "_collect", doubled)
-
-
 #: What breaks it, the walk that finds it, and what that says.
 BREAKS: list[tuple[Any, Walk, str]] = [
     (_wake_nobody, Walk("epoll", "middle", 4, ("wait", "turn")), "nobody woke the task that waits"),
     (_leave_what_stood_behind, Walk("epoll", "middle", 2), "waits for room that is there"),
     (_leave_the_deadline, Walk("epoll", "narrow", 1), "a deadline has passed"),
     (_tear_and_go_on, Walk("loop", "middle", 4, ("timed-write A", "write A")), "a torn write"),
-    (_deliver_twice, Walk("epoll", "middle", 1), "delivered twice"),
+    (deliver_twice, Walk("epoll", "middle", 1), "delivered twice"),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aiogaio import Watcher
+from tests.model.breaks import deliver_twice
 from tests.model.machine import abandon, perform, read_back, written
 from tests.model.runs import POLLERS, WORLDS, Run
 from tests.model.session import Session
@@ -88,16 +89,6 @@ def _lose_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watcher, "_collect", lossy)
 
 
-def _deliver_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = Watcher._collect
-
-    def doubled(self: Any, limit: int) -> Any:
-        batch = collect(self, limit)
-        return [*batch, *batch[:1]]
-
-    monkeypatch.setattr(Watcher, "_collect", doubled)
-
-
 def _leave_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watcher, "_on_timer", lambda self: None)
 
@@ -108,7 +99,7 @@ def _tear_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BREAKS = {
     _lose_a_result: [("open", [0]), ("write", [0, 0, 1, 0])],
-    _deliver_twice: [("open", [0]), ("write", [0, 0, 1, 0]), ("collect", [])],
+    deliver_twice: [("open", [0]), ("write", [0, 0, 1, 0]), ("collect", [])],
     _leave_the_deadline: [("open", [0]), ("read", [0, 0, 0, 1]), ("pass_time", [2])],
     _tear_and_go_on: [
         ("open", [0]),

@@ -14,5 +14,6 @@ call, and on real sockets.
 - :mod:`session`: the steps.
 - :mod:`machine`: hypothesis, which chooses and shrinks them.
 - :mod:`runs`: many sessions, and what to print when one fails.
+- :mod:`breaks`: what is done to a watcher on purpose, to see that it is found.
 - ``python -m tests.model``: many seeds, or one failure once more.
 """
