@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import signal
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -18,6 +19,7 @@ from bench.results import Results
 from bench.rounds import run_rounds
 
 RESULTS = Path(__file__).parent / "results"
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def _compare_servers(options: argparse.Namespace) -> int:
@@ -30,11 +32,15 @@ def _compare_servers(options: argparse.Namespace) -> int:
         return 2
     name = options.name or ("quick" if options.quick else "full")
     stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{name}"
-    file = RESULTS / f"{stem}.json"
-    results = run_rounds(chosen, rounds, progress_display(), lambda results: results.save(file))
-    results.save(file)
+    partial = RESULTS / f"{stem}-partial.json"
+    results = run_rounds(chosen, rounds, progress_display(), lambda results: results.save(partial))
+    if results.interrupted:
+        stem = partial.stem
+    else:
+        partial.unlink()
+    results.save(RESULTS / f"{stem}.json")
     _write_report(results, stem)
-    return 0 if results.rows else 1
+    return INTERRUPTED if results.interrupted else 0 if results.rows else 1
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -73,13 +79,13 @@ def _core(options: argparse.Namespace) -> int:
         print(f"no scenario matches {options.only!r}", file=sys.stderr)
         return 2
     results = run_rounds(chosen, options.rounds, progress_display())
-    if options.json:
+    if options.json and not results.interrupted:
         results.save(options.json)
     good = core.print_lines(results)
     core.print_rows(results)
     for server, reason in results.missing.items():
         print(f"{server}: {reason}")
-    return 0 if good else 1
+    return INTERRUPTED if results.interrupted else 0 if good else 1
 
 
 def _at_least_one(text: str) -> int:
@@ -141,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="write page and charts of a run anew")
     command.add_argument("json", type=_results)
     command.set_defaults(run=_report)
-    command = commands.add_parser("micro", help="the hot calls alone, with pyperf")
+    command = commands.add_parser("micro", help="the hot calls alone, with pyperf", add_help=False)
     command.set_defaults(run=_micro)
     return parser
 

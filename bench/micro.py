@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
-import pyperf  # type: ignore[import-untyped]
-
 from aiogaio import Connection, Watcher
+
+try:
+    import pyperf  # type: ignore[import-untyped]
+except ModuleNotFoundError:
+    sys.exit("pyperf is not installed: pip install '.[bench]'")
 
 SIXTEEN = [bytes(64)] * 16
 FILL = 4_000  # single bytes that a socket is filled with at a time

@@ -80,6 +80,7 @@ class Results:
     rounds: int
     rows: list[Row] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # server: why it did not take part
+    interrupted: bool = False
 
     def find(self, scenario: str, server: str) -> Row | None:
         """The row, if it has figures."""

@@ -39,7 +39,8 @@ def run_rounds(
             results.machine["seconds"] = round(time.monotonic() - started)
             keep(results)
     except KeyboardInterrupt:
-        progress.note("interrupted: what has been measured counts")
+        results.interrupted = True
+        progress.note("interrupted: here is what has been measured")
     progress.finish()
     return results
 

@@ -12,7 +12,10 @@ import sys
 import types
 from pathlib import Path
 
-import pdoc
+try:
+    import pdoc
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is not installed: pip install '.[docs]'")
 
 
 def provide_typeshed() -> None:
@@ -25,11 +28,15 @@ def provide_typeshed() -> None:
 
 def main() -> None:
     """Write the pages into the directory named on the command line."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python docs/reference.py DIRECTORY")
     provide_typeshed()
     pdoc.render.configure(template_directory=Path(__file__).parent / "template", show_source=False)
     pages = Path(sys.argv[1]).resolve()
+    try:
+        pages.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot write there: {error}")
     with contextlib.chdir(Path(__file__).parent):  # where no folder has the package's name
         pdoc.pdoc("aiogaio", "aiogaio.instruments", output_directory=pages)
 

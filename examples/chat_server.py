@@ -14,8 +14,10 @@ import signal
 import socket
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from aiogaio import (
     Connection,
@@ -204,7 +206,7 @@ class Chat:
         """Take a part of a message, and say it once it is whole."""
         client.size += len(event.data.encode())
         if client.size > self.options.longest:
-            limit = f"a message has at most {self.options.longest:g} bytes"
+            limit = f"a message has at most {self.options.longest} bytes"
             self.hang_up(conn, CloseReason.MESSAGE_TOO_BIG, limit)
             return
         if event.data:  # a flood of empty ones fills nothing
@@ -297,35 +299,38 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+    except (OSError, UnicodeError) as error:  # in use; no name
         sys.exit(f"cannot listen: {error}")
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL)
     return listener
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
+        return kind(text)
+
+    return number
 
 
 def parse() -> argparse.Namespace:
+    port, seconds, size = (
+        within(int, 0, 65535), within(float, 0.01, 86400), within(int, 1, 2**30),
+    )  # fmt: skip
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=9002, help="default: 9002; 0: any")
+    parser.add_argument("--port", type=port, default=9002, help="default: 9002; 0: any")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--bus", metavar="URL", help="redis://host:port; default: none")
-    for name, default, text in (
-        ("--idle", 30, "seconds of silence until a ping, and from that to the end"),
-        ("--patience", 10, "seconds that a message may wait for a slow reader"),
-        ("--longest", 65536, "bytes of a message"),
+    for name, kind, default, text in (
+        ("--idle", seconds, 30, "seconds of silence until a ping, and from that to the end"),
+        ("--patience", seconds, 10, "seconds that a message may wait for a slow reader"),
+        ("--longest", size, 65536, "bytes of a message"),
     ):
-        parser.add_argument(
-            name, type=positive, default=default, help=f"{text}; default: {default}"
-        )
+        parser.add_argument(name, type=kind, default=default, help=f"{text}; default: {default}")
     return parser.parse_args()
 
 

@@ -30,9 +30,16 @@ async def main(listener: socket.socket) -> None:
                     watcher.read(op.conn)
 
 
+def port(text: str) -> int:
+    if not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be 0-65535, not {text}")
+    return int(text)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("port", nargs="?", type=int, default=9000, help="default: 9000; 0: any")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument("--port", type=port, default=9000, help="default: 9000; 0: any")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     arguments, run = parser.parse_args(), asyncio.run
     if arguments.loop == "uvloop":
@@ -41,8 +48,9 @@ if __name__ == "__main__":
         except ImportError:
             sys.exit("--loop uvloop needs: pip install uvloop")
     try:
-        server = socket.create_server(("127.0.0.1", arguments.port))
-    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+        server = socket.create_server((arguments.host, arguments.port), family=family)
+    except (OSError, UnicodeError) as error:  # in use; no name
         sys.exit(f"cannot listen: {error}")
     with contextlib.suppress(asyncio.CancelledError):
         run(main(server))

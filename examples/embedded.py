@@ -151,12 +151,21 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+    except (OSError, UnicodeError) as error:  # in use; no name
         sys.exit(f"cannot listen: {error}")
     # Connections inherit it. asyncio sets it only where the socket names its protocol, which those
     # of create_server() do not: an answer in two parts would wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
+        return kind(text)
+
+    return number
 
 
 def address(text: str) -> tuple[str, int]:
@@ -165,21 +174,20 @@ def address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal():
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, not {text!r}")
     try:
-        found = socket.gethostbyname(host), int(port)
-    except (OSError, ValueError) as error:
+        found = socket.gethostbyname(host), within(int, 1, 65535)(port)
+    except (OSError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"{error}: {text!r}") from None
-    if not 0 < found[1] < 65536:
-        raise argparse.ArgumentTypeError(f"port must be 1-65535: {text!r}")
     return found
 
 
 def parse() -> argparse.Namespace:
+    port = within(int, 0, 65535)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=9003, help="of the web; default: 9003; 0: any")
-    parser.add_argument("--lines", type=int, default=9004, help="its port; default: 9004; 0: any")
+    parser.add_argument("--port", type=port, default=9006, help="of the web; default: 9006; 0: any")
+    parser.add_argument("--lines", type=port, default=9007, help="its port; default: 9007; 0: any")
     parser.add_argument("--ask", type=address, metavar="HOST:PORT", help="default: this process")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     return parser.parse_args()

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Any
 
 from aiogaio import (
     Connection,
@@ -248,26 +249,30 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
         sys.exit(f"{name} is not installed: pip install {name}")
 
 
-def seconds(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return int(text)
+def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
+        return kind(text)
+
+    return number
 
 
 def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError, UnicodeError) as error:  # in use; no port; no name
+    except (OSError, UnicodeError) as error:  # in use; no name
         sys.exit(f"cannot listen: {error}")
 
 
 if __name__ == "__main__":
+    port, seconds = within(int, 0, 65535), within(int, 1, 86400)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0: any")
+    parser.add_argument("--port", type=port, default=8080, help="default: %(default)s; 0: any")
     parser.add_argument("--idle", type=seconds, default=30, help="seconds; default: %(default)s")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     options = parser.parse_args()

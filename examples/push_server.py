@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from aiogaio import Connection, DeadlineExceededError, Operation, OpType, Watcher
 
@@ -139,26 +141,29 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:  # the port is in use, or no port at all
+    except (OSError, UnicodeError) as error:  # in use; no name
         sys.exit(f"cannot listen: {error}")
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # whose machine has gone
     return listener
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
+        return kind(text)
+
+    return number
 
 
 def parse() -> argparse.Namespace:
+    port, seconds = within(int, 0, 65535), within(float, 0, 86400)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=9001, help="default: 9001; 0: any")
+    parser.add_argument("--port", type=port, default=9001, help="default: 9001; 0: any")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     for name, default, text in (
         ("--interval", 1, "seconds from one time to the next; 0: no time"),
@@ -166,7 +171,11 @@ def parse() -> argparse.Namespace:
         ("--report", 10, "seconds from one status line to the next; 0: none"),
     ):
         parser.add_argument(name, type=seconds, default=default, help=f"{text}; default: {default}")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, value in (("--interval", options.interval), ("--report", options.report)):
+        if 0 < value < 0.001:
+            parser.error(f"argument {name}: must be 0, or 0.001-86400, not {value:g}")
+    return options
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, seconds = parser.add_argument, within(float, 0.01, 1e6)
+    add, seconds = parser.add_argument, within(float, 0.01, 86400)
     add("--host", default="127.0.0.1", help="default: 127.0.0.1")
     add("--port", type=within(int, 0, 65535), default=1080, help="default: 1080; 0: any")
     add(

@@ -161,7 +161,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, seconds = parser.add_argument, within(float, 0.01, 1e6)
+    add, seconds = parser.add_argument, within(float, 0.01, 86400)
     add(
         "--to",
         type=host_and_port,
@@ -170,7 +170,7 @@ if __name__ == "__main__":
         help="a name is looked up once",
     )
     add("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    add("--port", type=within(int, 0, 65535), default=9002, help="default: 9002; 0: any")
+    add("--port", type=within(int, 0, 65535), default=9005, help="default: 9005; 0: any")
     add("--connect-timeout", type=seconds, default=5, help="seconds for an address; default: 5")
     add("--idle", type=seconds, default=300, help="seconds without a byte; default: 300")
     add("--loop", choices=["asyncio", "uvloop"], default="asyncio")

@@ -116,9 +116,9 @@ class Example:
         assert (in_use.returncode, in_use.stdout) == (1, "")
         assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", in_use.stderr)
         for wrong, complaint in (
-            (("--port", "http"), "invalid int value: 'http'"),
-            (("--port", "70000"), "port must be 0-65535"),
-            (("--port", "-1"), "port must be 0-65535"),
+            (("--port", "http"), "value: 'http'"),
+            (("--port", "70000"), "argument --port: must be 0-65535, not 70000"),
+            (("--port", "-1"), "argument --port: must be 0-65535, not -1"),
             (("--loop", "fruit"), "invalid choice: 'fruit'"),
             (("--host", "no.such.host.invalid", "--port", "0"), "cannot listen: "),
             (("--no-such-option",), "unrecognized arguments"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import bench.__main__ as program
 from bench import native
 from bench.compare import compare
 from bench.flags import flags
@@ -129,3 +131,23 @@ def test_results_survive_their_file(tmp_path: Path):
     results = _results(_row("a", [1.0, 2.0]), _row("b", [3.0]))
     results.save(tmp_path / "run.json")
     assert Results.load(tmp_path / "run.json") == results
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_run_that_is_interrupted_does_not_take_the_place_of_a_whole_one(
+    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run_rounds(scenarios, rounds, progress, keep):
+        results = _results(_row("a", [1.0]))
+        keep(results)  # as after each round
+        results.interrupted = interrupted
+        return results
+
+    monkeypatch.setattr(program, "RESULTS", tmp_path)
+    monkeypatch.setattr(program, "run_rounds", run_rounds)
+    monkeypatch.setattr(program, "_write_report", lambda results, stem: None)
+    options = argparse.Namespace(quick=True, rounds=1, only="*", name="new")
+    assert program._compare_servers(options) == (130 if interrupted else 0)
+    (file,) = tmp_path.iterdir()
+    assert file.stem.endswith("-new-partial" if interrupted else "-new")
+    assert Results.load(file).interrupted is interrupted

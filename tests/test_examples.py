@@ -6,16 +6,12 @@ import contextlib
 import re
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from tests.programs import (
     LIMIT,
-    Address,
     Example,
-    address_in,
     open_sockets,
     receive,
     stopped,
@@ -25,37 +21,20 @@ from tests.programs import (
 ECHO = Example("echo_server.py")
 
 
-@contextlib.contextmanager
-def running(loop: str = "asyncio") -> Iterator[tuple[subprocess.Popen[str], Address]]:
-    """The echo server, which takes its port by place, and the address it printed."""
-    with ECHO.started("0", "--loop", loop) as process:
-        try:
-            assert process.stdout is not None
-            yield process, address_in(process.stdout.readline())
-        finally:
-            process.kill()
+def test_echo_server_takes_its_arguments() -> None:
+    ECHO.assert_takes_its_arguments()
 
 
-def test_example_has_help() -> None:
-    done = ECHO.ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^  port  +default: \d+; 0: any$", done.stdout, re.M), done.stdout
-
-
-def test_example_on_a_port_in_use_says_so_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = ECHO.ended(str(taken.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", done.stderr)
-
-
-@pytest.mark.parametrize("port", ["70000", "-1", "http"])
-def test_example_on_a_bad_port_says_so_without_a_traceback(port: str) -> None:
-    done = ECHO.ended(port)
-    assert done.returncode in {1, 2} and done.stdout == ""
-    complaint = "invalid int value: 'http'" if port == "http" else "port must be 0-65535"
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_all_examples_can_run_beside_each_other() -> None:
+    """Each has a port of its own by default."""
+    examples = [one for one in ECHO.path.parent.glob("*.py") if "add_argument" in one.read_text()]
+    ports = [
+        port
+        for example in examples
+        for port in re.findall(r'default=(\d+), help="[^"]*0: any"', example.read_text())
+    ]
+    assert len(examples) == 10 and len(ports) == 11  # embedded.py has two
+    assert len(set(ports)) == len(ports)
 
 
 def test_example_is_short_enough_for_a_screen() -> None:
@@ -67,7 +46,7 @@ def test_example_is_short_enough_for_a_screen() -> None:
 def test_echo_server_echoes_to_many_and_lets_go_of_those_who_leave(
     loop: str, by: signal.Signals
 ) -> None:
-    with running(loop) as (process, address), contextlib.ExitStack() as stack:
+    with ECHO.running("--loop", loop) as (process, address), contextlib.ExitStack() as stack:
         at_first = open_sockets(process)
         clients = [
             stack.enter_context(socket.create_connection(address, timeout=LIMIT)) for _ in range(20)

@@ -256,7 +256,9 @@ def test_the_program_stores_inputs_and_ends_with_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--replay", "no hex"), ("--minutes", "-1"), ("--jobs", "0")], ids=" ".join
+    "arguments",
+    [("--replay", "no hex"), ("--minutes", "-1"), ("--jobs", "0"), ("--corpus", "/dev/null/no")],
+    ids=" ".join,
 )
 def test_the_program_refuses_what_it_cannot_do_in_one_line(arguments: tuple[str, ...]) -> None:
     done = _program(*arguments)

@@ -387,10 +387,10 @@ def test_port_in_use_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--port", "70000"), "port must be 0-65535"),
-        (("--port", "http"), "invalid int value: 'http'"),
-        (("--idle", "0"), "must be 1 or more"),
-        (("--idle", "soon"), "invalid seconds value: 'soon'"),
+        (("--port", "70000"), "must be 0-65535, not 70000"),
+        (("--port", "http"), "invalid number value: 'http'"),
+        (("--idle", "0"), "must be 1-86400, not 0"),
+        (("--idle", "soon"), "invalid number value: 'soon'"),
         (("--loop", "trio"), "invalid choice: 'trio'"),
         (("--host", "no.such.name.invalid", "--port", "0"), "cannot listen: "),
         (("--host", "a" * 100, "--port", "0"), "cannot listen: "),

@@ -194,3 +194,17 @@ def test_a_sequence_that_cannot_happen_is_refused(option: str) -> None:
     done = _command("--poller", "loop", option, "read A, cancel-last A")
     assert done.returncode == 1
     assert done.stderr == "tests.interleavings: 'cancel-last A' cannot happen here\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--replay", ""), "--replay needs --poller, as it was printed"),
+        (("--jobs", "1000000"), "argument --jobs: must be 1-256, not 1000000"),
+        (("--depth", "0"), "depth must be at least 1"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: tuple[str, ...], complaint: str) -> None:
+    done = _command(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"error: {complaint}")

@@ -442,8 +442,8 @@ def test_port_in_use_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--port", "70000"), "port must be 0-65535"),
-        (("--port", "redis"), "invalid int value: 'redis'"),
+        (("--port", "70000"), "must be 0-65535, not 70000"),
+        (("--port", "redis"), "invalid number value: 'redis'"),
         (("--loop", "trio"), "invalid choice: 'trio'"),
         (("--host", "a" * 100, "--port", "0"), "cannot listen: "),
     ],

@@ -180,9 +180,15 @@ def parsed(status: str) -> dict[str, int]:
 
 def test_push_server_takes_its_arguments() -> None:
     EXAMPLE.assert_takes_its_arguments()
-    for wrong in ("-1", "nan", "soon"):
-        done = ended("--patience", wrong)
-        assert done.returncode == 2 and "--patience: invalid" in done.stderr.splitlines()[-1]
+    for name, wrong, complaint in (
+        ("--patience", "-1", "must be 0-86400, not -1"),
+        ("--patience", "nan", "must be 0-86400, not nan"),
+        ("--patience", "soon", "invalid number value: 'soon'"),
+        ("--interval", "1e-9", "must be 0, or 0.001-86400, not 1e-09"),
+    ):
+        done = ended(name, wrong)
+        assert done.returncode == 2
+        assert f"argument {name}: {complaint}" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("loop", loops())

@@ -226,7 +226,7 @@ async def test_all_addresses_of_a_name_are_tried(watcher: Watcher) -> None:
 def test_it_has_help() -> None:
     done = ended("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--to HOST:PORT" in done.stdout and "default: 9002; 0: any" in done.stdout
+    assert "--to HOST:PORT" in done.stdout and "default: 9005; 0: any" in done.stdout
 
 
 @pytest.mark.parametrize(

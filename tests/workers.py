@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import signal
 import sys
@@ -10,6 +11,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 INTERRUPTED = 128 + signal.SIGINT
+MOST_JOBS = 256
+
+
+def jobs(text: str) -> int:
+    """How many processes, as an argument of a command."""
+    if not 1 <= int(text) <= MOST_JOBS:
+        raise argparse.ArgumentTypeError(f"must be 1-{MOST_JOBS}, not {text}")
+    return int(text)
 
 
 def ending_in_order(main: Callable[[], None]) -> None:

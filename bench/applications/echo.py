@@ -9,21 +9,12 @@ from bench.applications.tools import load_c, per_second
 from bench.process import ROOT
 
 PROGRAM = str(ROOT / "examples" / "echo_server.py")
-# The example has no --loop, so asyncio.run() is made to run on uvloop.
-ON_UVLOOP = """
-import asyncio, runpy, sys, uvloop
-del sys.argv[0]
-with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-    asyncio.run = runner.run
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-STARTS = {"asyncio": [PROGRAM], "uvloop": ["-c", ON_UVLOOP, PROGRAM]}
 
 
 def ours(loop: str) -> Server:
     return Server(
         f"echo_server-{loop}",
-        lambda place: [sys.executable, *STARTS[loop], str(place.port)],
+        lambda place: [sys.executable, PROGRAM, "--port", str(place.port), "--loop", loop],
         needed(loop),
     )
 

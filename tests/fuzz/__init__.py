@@ -14,6 +14,6 @@ may come of these but the exceptions that the calls document, and nothing may be
 - :mod:`target`: one input, and what is a crash.
 - :mod:`reach`: which lines and branches of aiogaio were reached.
 - :mod:`engine`: inputs that reach more are kept and mutated; crashes are made small.
-- :mod:`job`, :mod:`progress`: processes that do so, and how far they are.
+- :mod:`job`, :mod:`count`: processes that do so, and how far they are.
 - ``python -m tests.fuzz``: as long as one likes, or one crash once more.
 """

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.workers import ending_in_order
+from tests.workers import ending_in_order, jobs
 
 
 def _arguments() -> argparse.Namespace:
@@ -21,16 +21,19 @@ def _arguments() -> argparse.Namespace:
         "new code is kept and changed. Exit status 1 if one breaks a rule.",
     )
     parser.add_argument("--minutes", type=float, default=1, help="how long (1)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--jobs", type=jobs, default=1, help="processes (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first job (0)")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="where inputs are kept")
     parser.add_argument("--engine", choices=("own", "atheris"), default="own", help="(own)")
     parser.add_argument("--replay", metavar="FILE|HEX", help="one input, as it was printed")
     arguments = parser.parse_args()
-    if not 0 < arguments.minutes < math.inf or arguments.jobs < 1:
-        parser.error("minutes and jobs must be more than 0")
-    if arguments.corpus and arguments.corpus.exists() and not arguments.corpus.is_dir():
-        parser.error(f"{arguments.corpus} is no directory")
+    if not 0 < arguments.minutes < math.inf:
+        parser.error("minutes must be more than 0")
+    if arguments.corpus:
+        try:
+            arguments.corpus.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--corpus: {error}")
     return arguments
 
 
@@ -50,14 +53,15 @@ def _replay(word: str) -> None:
 
 
 def _fuzz(arguments: argparse.Namespace) -> None:
+    from tests.fuzz.count import Count
     from tests.fuzz.job import work
-    from tests.fuzz.progress import Count, Report
     from tests.fuzz.reach import all_lines
+    from tests.progress import Report
 
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
     seconds = arguments.minutes * 60
-    jobs = [
+    processes = [
         context.Process(
             target=work, args=(arguments.seed + n, arguments.corpus, seconds, told), daemon=True
         )
@@ -67,10 +71,10 @@ def _fuzz(arguments: argparse.Namespace) -> None:
     lines: set[Any] = set()
     crashes: dict[str, Any] = {}
     count = Count(of_lines=len(all_lines()))
-    for job in jobs:
+    for job in processes:
         job.start()
     with Report(seconds) as report:
-        while any(job.is_alive() for job in jobs) or not told.empty():
+        while any(job.is_alive() for job in processes) or not told.empty():
             try:
                 seed, inputs, steps, reached, found = told.get(timeout=0.5)
             except queue.Empty:
@@ -83,11 +87,11 @@ def _fuzz(arguments: argparse.Namespace) -> None:
                     report.say(f"{crash.text}\n  repeat it: {crash.how_to_repeat}")
             count.inputs, count.steps = (sum(each) for each in zip(*state.values(), strict=True))
             count.lines, count.crashes = len(lines), len(crashes)
-            report.tell(count)
+            report.tell(report.elapsed, count.text(report.elapsed))
     report.say(count.text(report.elapsed))
     if crashes:
         sys.exit("tests.fuzz: a rule was broken")
-    if any(job.exitcode for job in jobs):
+    if any(job.exitcode for job in processes):
         sys.exit("tests.fuzz: a job has ended before its time")
 
 
@@ -104,7 +108,6 @@ def _by_atheris(arguments: argparse.Namespace) -> None:
     options = [f"-max_total_time={arguments.minutes * 60:.0f}", f"-timeout={PATIENCE}"]
     options += [f"-seed={arguments.seed + 1}", f"-max_len={LONGEST}"]
     if arguments.corpus:
-        arguments.corpus.mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(first_inputs()):
             (arguments.corpus / f"first-{number:02}").write_bytes(data)
         options.append(str(arguments.corpus))
@@ -114,6 +117,13 @@ def _by_atheris(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     arguments = _arguments()
+    try:
+        _run(arguments)
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{missing.name} is not installed: pip install '.[test]'")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.replay is not None:
         _replay(arguments.replay)
     elif arguments.engine == "atheris":

@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import warnings
 from collections import Counter
 from concurrent.futures import as_completed
 from typing import NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tests.workers import ending_in_order, jobs, pool
 
-from tests.interleavings.events import ALPHABETS, alphabet_for
-from tests.interleavings.walk import Broken, Impossible, Sequence, Walk, replay
-from tests.model.runs import POLLERS
-from tests.workers import ending_in_order, pool
-
-#: Seconds between two lines about how far it is, where there is no terminal.
-_PAUSE = 30
+try:
+    from tests.interleavings.events import ALPHABETS, alphabet_for
+    from tests.interleavings.walk import Broken, Impossible, Sequence, Walk, replay
+    from tests.model.runs import POLLERS
+    from tests.progress import Report
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is not installed: pip install '.[test]'")
 
 
 def _arguments() -> argparse.Namespace:
@@ -39,12 +37,12 @@ def _arguments() -> argparse.Namespace:
         "--after", metavar="EVENTS", default="", help="what comes before each; the depth is added"
     )
     parser.add_argument("--poller", choices=POLLERS, help="only this one")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--jobs", type=jobs, default=os.cpu_count(), help="processes")
     parser.add_argument("--replay", metavar="EVENTS", help="a failure, as it was printed")
     arguments = parser.parse_args()
-    if min(arguments.depth, arguments.jobs) < 1:
-        parser.error("depth and jobs must be at least 1")
-    if arguments.replay and not arguments.poller:
+    if arguments.depth < 1:
+        parser.error("depth must be at least 1")
+    if arguments.replay is not None and not arguments.poller:
         parser.error("--replay needs --poller, as it was printed")
     return arguments
 
@@ -52,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     warnings.simplefilter("error", ResourceWarning)
     arguments = _arguments()
-    if arguments.replay:
+    if arguments.replay is not None:
         _replay(arguments.poller, arguments.replay)
         return
     alphabet = arguments.alphabet or alphabet_for(arguments.depth)
@@ -69,38 +67,22 @@ def main() -> None:
             _end("a rule was broken")
 
 
-def _walk(walk: Walk, jobs: int) -> None:
+def _walk(walk: Walk, processes: int) -> None:
     """Make all of a walk, in several processes. Raises :exc:`Broken`."""
-    console = Console(highlight=False)
-    began = said = time.monotonic()
     made: Counter[int] = Counter()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with (
-        pool(jobs) as workers,
-        Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-        ) as progress,
-    ):
-        parts = [workers.submit(part.make) for part in walk.divided()]
-        task = progress.add_task(f"{walk.poller} poller", total=len(parts))
+    divided = walk.divided()
+    with pool(processes) as workers, Report(len(divided)) as report:
+        parts = [workers.submit(part.make) for part in divided]
         for done, part in enumerate(as_completed(parts), 1):
             made += part.result()
-            progress.advance(task)
-            if not console.is_terminal and time.monotonic() - said > _PAUSE:
-                said = time.monotonic()
-                print(
-                    f"{walk.poller} poller: {_figures(made)}, {done}/{len(parts)} of the way",
-                    flush=True,
-                )
-    seconds = time.monotonic() - began
-    console.print(
-        f"{walk.poller} poller, {walk.alphabet} alphabet: {_figures(made)}, {seconds:.0f} s",
-        soft_wrap=True,
+            figures = f"{walk.poller} poller: {_figures(made)}"
+            report.tell(done, f"{figures}, {done} of {len(parts)} parts")
+    report.say(
+        f"{walk.poller} poller, {walk.alphabet} alphabet: {_figures(made)}, {report.elapsed:.0f} s"
     )
-    console.print(
+    report.say(
         "  of each length: "
-        + ", ".join(f"{length}: {count:,}" for length, count in sorted(made.items())),
-        soft_wrap=True,
+        + ", ".join(f"{length}: {count:,}" for length, count in sorted(made.items()))
     )
 
 

@@ -1,8 +1,7 @@
-"""Progress: how far it is; a live line on a terminal, a plain one every 10 s elsewhere."""
+"""Progress of a long program: a live bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Self
 
@@ -12,38 +11,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 _EVERY = 10.0
 
 
-@dataclasses.dataclass
-class Count:
-    """What all jobs together have done."""
-
-    inputs: int = 0
-    steps: int = 0
-    lines: int = 0
-    of_lines: int = 0
-    crashes: int = 0
-
-    def text(self, seconds: float) -> str:
-        rate = self.inputs / seconds if seconds else 0.0
-        return (
-            f"{self.inputs:,} inputs, {self.steps:,} steps, {rate:.0f} inputs/s, "
-            f"{self.lines:,} of {self.of_lines:,} lines of aiogaio reached, {self.crashes} crashes"
-        )
-
-
 class Report:
-    """Says now and then how far it is."""
+    """Says on stdout how much of ``total`` is done; what ``total`` counts is the program's."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, total: float) -> None:
+        self._total = total
         self._console = Console(highlight=False)
         self._bar = Progress(
             BarColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=seconds)
+        self._task = self._bar.add_task("", total=total)
         self._began = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -55,14 +36,16 @@ class Report:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the beginning."""
         return time.monotonic() - self._began
 
     def say(self, text: str) -> None:
+        """A line that stays."""
         self._console.print(text, soft_wrap=True, markup=False)
 
-    def tell(self, count: Count) -> None:
-        text = count.text(self.elapsed)
-        self._bar.update(self._task, completed=min(self.elapsed, self._seconds), description=text)
+    def tell(self, done: float, text: str) -> None:
+        """How far it is: in the bar, or as a line if the last one is 10 s ago."""
+        self._bar.update(self._task, completed=min(done, self._total), description=text)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._said >= _EVERY:
             self._said = now
