@@ -72,7 +72,8 @@ def _grid(results: Results) -> str:
     title = (
         "## Connections x sizes\n\n"
         f"Round trips per second of {REFERENCE}; the others as parts of it. "
-        "An asterisk: part of the connections starve.\n"
+        "An asterisk: part of the round trips are served late "
+        "(p99/p50 over 1.5 times the reference's).\n"
     )
     return "\n".join([title, *parts])
 
