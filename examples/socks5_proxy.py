@@ -123,12 +123,10 @@ class Proxy:
         """To the first of its addresses that answers."""
         if not host or not all(0x20 < byte < 0x7F for byte in host):  # the system stops at a NUL
             raise Refusal(reply(Reply.FAILED))
-        look_up = asyncio.get_running_loop().getaddrinfo
         outcome = Reply.HOST_UNREACHABLE
         with contextlib.suppress(socket.gaierror, TimeoutError):
             async with asyncio.timeout(self.patience):
-                found = await look_up(host, number, type=socket.SOCK_STREAM)
-                for family, *_, address in found:
+                for family, address in await look_up(host, number):
                     try:
                         return await self.connect_to(family, address)
                     except OSError as error:
@@ -172,6 +170,16 @@ class Proxy:
         if op.error is not None:
             raise op.error
         return op
+
+
+async def look_up(host: bytes, number: int) -> list[tuple[int, Any]]:
+    """Families and addresses of a host. A numeric one is its own, and needs no thread."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host.decode())
+            return [(family, (host.decode(), number))]
+    found = await asyncio.get_running_loop().getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    return [(family, address) for family, *_, address in found]
 
 
 def check_version(version: int) -> None:
