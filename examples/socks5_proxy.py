@@ -108,13 +108,14 @@ class Proxy:
         check_version(version)
         if kind == NAME:
             (length,) = await self.take(client, 1)
-            host = await self.take(client, length)
         elif kind in LENGTHS:
-            packed = await self.take(client, LENGTHS[kind])
-            host = str(ipaddress.ip_address(packed)).encode()
+            length = LENGTHS[kind]
         else:  # nobody knows how long it is
             raise Refusal(reply(Reply.ADDRESS_NOT_SUPPORTED))
-        number = int.from_bytes(await self.take(client, 2))
+        rest = await self.take(client, length + 2)
+        host, number = rest[:length], int.from_bytes(rest[length:])
+        if kind != NAME:
+            host = str(ipaddress.ip_address(host)).encode()
         if command != CONNECT:
             raise Refusal(reply(Reply.COMMAND_NOT_SUPPORTED))
         return host, number
