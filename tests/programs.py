@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import importlib.util
 import os
 import re
@@ -105,28 +106,12 @@ class Example:
         spec.loader.exec_module(module)
         return module
 
-    def assert_takes_its_arguments(self) -> None:
-        """Help, and one line for what is wrong; never a traceback."""
-        shown = self.ended("--help")
-        assert (shown.returncode, shown.stderr) == (0, "")
-        for option in ("--host", "--port", "--loop {asyncio,uvloop}"):
-            assert option in shown.stdout
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            in_use = self.ended("--port", str(taken.getsockname()[1]))
-        assert (in_use.returncode, in_use.stdout) == (1, "")
-        assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", in_use.stderr)
-        for wrong, complaint in (
-            (("--port", "http"), "value: 'http'"),
-            (("--port", "70000"), "argument --port: must be 0-65535, not 70000"),
-            (("--port", "-1"), "argument --port: must be 0-65535, not -1"),
-            (("--loop", "fruit"), "invalid choice: 'fruit'"),
-            (("--host", "no.such.host.invalid", "--port", "0"), "cannot listen: "),
-            (("--no-such-option",), "unrecognized arguments"),
-        ):
-            done = self.ended(*wrong)
-            assert done.returncode in {1, 2} and done.stdout == "", wrong
-            assert complaint in done.stderr.splitlines()[-1]
-            assert "Traceback" not in done.stderr
+    def assert_refuses(self, *arguments: str, complaint: str) -> None:
+        """It ends at once, and says in its last line why; without a traceback."""
+        done = self.ended(*arguments)
+        assert done.returncode in {1, 2} and done.stdout == "", arguments
+        assert complaint in done.stderr.splitlines()[-1], arguments
+        assert "Traceback" not in done.stderr
 
 
 def address_in(line: str) -> Address:
@@ -226,4 +211,25 @@ def questions(clients: list[socket.socket], question: bytes) -> Iterator[None]:
             with contextlib.suppress(OSError):  # it has no peer any more
                 client.shutdown(socket.SHUT_RDWR)
         for thread in threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def web_server(directory: Path) -> Iterator[Address]:
+    """The files of a directory by HTTP, at the address returned."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05])
+        thread.start()
+        try:
+            yield server.server_address[:2]  # type: ignore[misc]
+        finally:
+            server.shutdown()
             thread.join()

@@ -142,15 +142,6 @@ def server() -> Iterator[Address]:
 # --- the program ---------------------------------------------------------------------------------
 
 
-def test_chat_server_takes_its_arguments() -> None:
-    EXAMPLE.assert_takes_its_arguments()
-    for wrong in ("0", "-1", "nan", "inf", "soon"):
-        done = ended("--idle", wrong)
-        complaint = "invalid number value: " if wrong == "soon" else "must be 0.01-86400, not "
-        assert done.returncode == 2
-        assert f"argument --idle: {complaint}" in done.stderr.splitlines()[-1]
-
-
 def test_a_bus_that_is_none_is_told_in_one_line() -> None:
     pytest.importorskip("redis")
     done = ended("--port", "0", "--bus", "http://127.0.0.1")

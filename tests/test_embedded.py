@@ -120,14 +120,6 @@ def get(web: Address, path: str) -> tuple[int, dict[str, Any]]:
         return response.status, json.load(response)
 
 
-def test_embedded_takes_its_arguments() -> None:
-    pytest.importorskip("uvicorn")
-    EXAMPLE.assert_takes_its_arguments()
-    for wrong in ("nowhere", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:70000", "no.such.invalid:1"):
-        done = EXAMPLE.ended("--ask", wrong)
-        assert done.returncode == 2 and "argument --ask: " in done.stderr.splitlines()[-1]
-
-
 @pytest.mark.parametrize("loop", loops())
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_both_servers_in_order(loop: str, by: signal.Signals) -> None:

@@ -33,7 +33,7 @@ from tests.support import reset
 pytest.importorskip("httptools")
 
 EXAMPLE = Example("http_server.py")
-running, ended, load = EXAMPLE.serving, EXAMPLE.ended, EXAMPLE.load
+running, load = EXAMPLE.serving, EXAMPLE.load
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 JSON = b"GET /json HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -368,42 +368,6 @@ def test_connection_that_is_closed_by_us_ends_even_if_the_client_does_not(
 
 
 # --- The program ---------------------------------------------------------------------------------
-
-
-def test_help_names_every_option() -> None:
-    done = ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    for option in ("--host", "--port", "--idle", "--loop"):
-        assert re.search(rf"^  {option} .+$", done.stdout, re.M), done.stdout
-
-
-def test_port_in_use_is_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = ended("--port", str(taken.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", done.stderr)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (("--port", "70000"), "must be 0-65535, not 70000"),
-        (("--port", "http"), "invalid number value: 'http'"),
-        (("--idle", "0"), "must be 1-86400, not 0"),
-        (("--idle", "soon"), "invalid number value: 'soon'"),
-        (("--loop", "trio"), "invalid choice: 'trio'"),
-        (("--host", "no.such.name.invalid", "--port", "0"), "cannot listen: "),
-        (("--host", "a" * 100, "--port", "0"), "cannot listen: "),
-    ],
-)
-def test_wrong_argument_is_one_line_and_no_traceback(
-    arguments: tuple[str, ...], complaint: str
-) -> None:
-    done = ended(*arguments)
-    assert done.returncode in {1, 2}
-    assert done.stdout == ""
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

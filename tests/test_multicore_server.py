@@ -292,23 +292,7 @@ def test_a_second_server_does_not_share_the_port_unasked() -> None:
         server.stop()
 
 
-def test_it_has_help() -> None:
+def test_help_does_not_tell_what_is_between_the_supervisor_and_its_workers() -> None:
     done = ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "default: 9004; 0: any" in done.stdout
-    assert "--listener" not in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--port", "70000"], "must be 0-65535, not 70000"),
-        (["--workers", "0"], "must be 1-1024, not 0"),
-        (["--host", "192.0.2.1", "--port", "0"], "cannot listen: "),
-    ],
-)
-def test_a_wrong_argument_is_said_in_one_line(arguments: list[str], complaint: str) -> None:
-    done = ended(*arguments)
-    assert done.returncode in {1, 2} and done.stdout == ""
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert "--workers" in done.stdout and "--listener" not in done.stdout

@@ -27,7 +27,7 @@ from aiogaio import Connection, EndOfStreamError, Watcher
 from tests.programs import LIMIT, Example, connect, environment, loops, questions, stopped
 
 EXAMPLE = Example("push_server.py")
-running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
+running, load = EXAMPLE.running, EXAMPLE.load
 
 SOURCES = [f"127.0.0.{host}" for host in range(2, 66)]  # no shortage of ephemeral ports
 NO_NOISE = ("--interval", "0", "--report", "0")
@@ -176,19 +176,6 @@ def parsed(status: str) -> dict[str, int]:
 
 
 # --- tests ---------------------------------------------------------------------------------------
-
-
-def test_push_server_takes_its_arguments() -> None:
-    EXAMPLE.assert_takes_its_arguments()
-    for name, wrong, complaint in (
-        ("--patience", "-1", "must be 0-86400, not -1"),
-        ("--patience", "nan", "must be 0-86400, not nan"),
-        ("--patience", "soon", "invalid number value: 'soon'"),
-        ("--interval", "1e-9", "must be 0, or 0.001-86400, not 1e-09"),
-    ):
-        done = ended(name, wrong)
-        assert done.returncode == 2
-        assert f"argument {name}: {complaint}" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("loop", loops())

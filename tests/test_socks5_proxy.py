@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import http.server
 import ipaddress
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,11 +19,11 @@ from typing import Any
 import pytest
 
 from aiogaio import Connection, Watcher
-from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until
+from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until, web_server
 from tests.support import reset
 
 EXAMPLE = Example("socks5_proxy.py")
-running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
+running, load = EXAMPLE.running, EXAMPLE.load
 
 
 GREETING = b"\x05\x01\x00"
@@ -362,59 +359,7 @@ async def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch
             assert (await reader.readexactly(4))[3] == 0
 
 
-# --- Arguments ------------------------------------------------------------------------------------
-
-
-def test_it_has_help() -> None:
-    done = ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "default: 1080; 0: any" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--port", "70000"], "must be 0-65535, not 70000"),
-        (["--patience", "0"], "not 0"),
-        (["--host", "192.0.2.1", "--port", "0"], "cannot listen: "),
-    ],
-)
-def test_a_wrong_argument_is_said_in_one_line(arguments: list[str], complaint: str) -> None:
-    done = ended(*arguments)
-    assert done.returncode in {1, 2} and done.stdout == ""
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-def test_a_port_in_use_is_said_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = ended("--port", str(taken.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", done.stderr)
-
-
 # --- By a client that others wrote ----------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def web_server(directory: Path) -> Iterator[int]:
-    """The files of a directory by HTTP, on the port returned."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.05])
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.clients
@@ -425,7 +370,7 @@ def test_curl_fetches_a_file_through_it(
 ) -> None:
     content = random.randbytes(5 << 20)
     (tmp_path / "file").write_bytes(content)
-    with web_server(tmp_path) as port:
+    with web_server(tmp_path) as (_, port):
         done = subprocess.run(
             ["curl", "-4sSf", option, "{}:{}".format(*address), f"http://{host}:{port}/file"],
             capture_output=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import http.server
 import json
 import random
 import re
@@ -21,11 +20,11 @@ import psutil
 import pytest
 
 from aiogaio import Watcher
-from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until
+from tests.programs import LIMIT, Example, open_sockets, receive, stopped, wait_until, web_server
 from tests.support import reset
 
 EXAMPLE = Example("tcp_proxy.py")
-running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
+running, load = EXAMPLE.running, EXAMPLE.load
 
 
 @contextlib.contextmanager
@@ -223,67 +222,17 @@ async def test_all_addresses_of_a_name_are_tried(watcher: Watcher) -> None:
                 await writer.wait_closed()
 
 
-def test_it_has_help() -> None:
-    done = ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--to HOST:PORT" in done.stdout and "default: 9005; 0: any" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ([], "the following arguments are required: --to"),
-        (["--to", "9000"], "must be HOST:PORT, or [IPV6]:PORT, not '9000'"),
-        (["--to", "[::1]:70000"], "must be 0-65535, not 70000"),
-        (["--to", "127.0.0.1:1", "--port", "70000"], "must be 0-65535, not 70000"),
-        (["--to", "127.0.0.1:1", "--idle", "nan"], "not nan"),
-        (["--to", "127.0.0.1:1", "--host", "192.0.2.1", "--port", "0"], "cannot listen: "),
-        (["--to", "no such name:1", "--port", "0"], "cannot look up no such name: "),
-    ],
-)
-def test_a_wrong_argument_is_said_in_one_line(arguments: list[str], complaint: str) -> None:
-    done = ended(*arguments)
-    assert done.returncode in {1, 2} and done.stdout == ""
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-def test_a_port_in_use_is_said_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = ended("--to", "127.0.0.1:1", "--port", str(taken.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", done.stderr)
-
-
 # --- By clients that others wrote -----------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def web_server(directory: Path) -> Iterator[str]:
-    """The files of a directory by HTTP, at the address returned."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.05])
-        thread.start()
-        try:
-            yield "{}:{}".format(*server.server_address[:2])
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.clients
 def test_curl_fetches_files_through_it(tmp_path: Path) -> None:
     content = random.randbytes(20 << 20)
     (tmp_path / "file").write_bytes(content)
-    with web_server(tmp_path) as to, running("--to", to) as (process, address):
+    with (
+        web_server(tmp_path) as web,
+        running("--to", "{}:{}".format(*web)) as (process, address),
+    ):
         url = "http://{}:{}/file".format(*address)
         fetched = [tmp_path / f"fetched{number}" for number in range(4)]
         outputs = [word for path in fetched for word in (url, "-o", str(path))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from aiogaio import QueueFullError, Watcher
 from tests.programs import LIMIT, Example, stopped
 
 EXAMPLE = Example("udp_echo.py")
-running, ended, load = EXAMPLE.running, EXAMPLE.ended, EXAMPLE.load
+running, load = EXAMPLE.running, EXAMPLE.load
 
 
 @contextlib.contextmanager
@@ -97,32 +96,3 @@ async def test_what_cannot_be_sent_is_counted_and_the_others_go_on(watcher: Watc
     serving.cancel()
     await asyncio.wait([serving])
     assert (echo.received, echo.truncated, echo.dropped, echo.failed) == (3, 0, 1, 1)
-
-
-def test_it_has_help() -> None:
-    done = ended("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "default: 9003; 0: any" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--port", "70000"], "must be 0-65535, not 70000"),
-        (["--size", "0"], "must be 1-65535, not 0"),
-        (["--host", "192.0.2.1", "--port", "0"], "cannot listen: "),
-    ],
-)
-def test_a_wrong_argument_is_said_in_one_line(arguments: list[str], complaint: str) -> None:
-    done = ended(*arguments)
-    assert done.returncode in {1, 2} and done.stdout == ""
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_port_in_use_is_said_in_one_line() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        done = ended("--port", str(taken.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.match(r"cannot listen: .*Address already in use", done.stderr)
