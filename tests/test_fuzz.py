@@ -115,6 +115,7 @@ REGRESSIONS = {
     ),
     "ancillary items out of a memoryview": bytes.fromhex("00001b09000009ff"),
     "an offset that no file has": bytes.fromhex("00001b0a00005c52"),
+    "a free that a closed watcher refuses": bytes.fromhex("0000071b4fcf0000050b00"),
 }
 
 

@@ -260,12 +260,14 @@ class FuzzSession(Session):
         if _CALLS[name]:
             arguments["context"] = request
         ours = [one for one in self.lines if any(one.conn is arguments.get(a) for a in names)]
-        if name == "free":
-            for line in ours:
-                line.freed = line.freed or line.alive
+        frees = [line for line in ours if name == "free" and line.alive]
+        for line in frees:
+            line.freed = True
         try:
             result = bound(**arguments)
         except DOCUMENTED:
+            for line in frees:  # as by a watcher that is closed, or not the line's
+                line.freed = False
             fresh, self._fresh = self._fresh, []
             for sock, peer, _ in fresh:
                 assert sock.fileno() >= 0, "a call that failed has taken a socket over"
