@@ -150,7 +150,7 @@ def print_lines(results: Results) -> bool:
     for line in every:
         m = line.measured
         text = f"{_short(m.median):>7} ({_short(m.low)} .. {_short(m.high)})" if m else "      -"
-        mark = "ok  " if line.good else "MISS"
+        mark = "ok  " if line.good else "MISS" if m else "?   "
         print(f"{mark} {line.what:{width}}  {line.bound:22} {text:24} {line.remark}")
     return all(line.good for line in every)
 

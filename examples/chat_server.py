@@ -36,7 +36,7 @@ try:
     from wsproto.frame_protocol import CloseReason, FrameProtocol
     from wsproto.utilities import RemoteProtocolError
 except ImportError:
-    sys.exit("chat_server needs: pip install wsproto")
+    sys.exit("wsproto is not installed: pip install wsproto")
 try:
     from chat_bus import Bus
 except ImportError:  # redis is not installed; for --bus alone
@@ -276,11 +276,16 @@ def answer(status: int, body: bytes, *headers: tuple[str, str], kind: str = "tex
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def printable(address: Any) -> str:
+    host, number = address[:2]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 async def main(listener: socket.socket, options: argparse.Namespace, bus: "Bus | None") -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print("chat on http://{}:{}/".format(*listener.getsockname()), flush=True)
+    print(f"chat on http://{printable(listener.getsockname())}/", flush=True)
     async with Watcher(max_queued_bytes=QUEUE) as watcher, asyncio.TaskGroup() as tasks:
         chat = Chat(watcher, options, bus)
         tasks.create_task(chat.serve(listener))  # ends when the watcher is closed
@@ -311,6 +316,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 
@@ -341,9 +347,9 @@ if __name__ == "__main__":
         try:
             from uvloop import run
         except ImportError:
-            sys.exit("--loop uvloop needs: pip install uvloop")
+            sys.exit("uvloop is not installed: pip install uvloop")
     if arguments.bus and Bus is None:
-        sys.exit("--bus needs: pip install redis")
+        sys.exit("redis is not installed: pip install redis")
     try:
         the_bus = Bus(arguments.bus) if arguments.bus else None
     except ValueError as error:

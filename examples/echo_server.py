@@ -1,4 +1,4 @@
-"""An echo server on 127.0.0.1. SIGINT (Ctrl-C) or SIGTERM ends it."""
+"""An echo server. SIGINT (Ctrl-C) or SIGTERM ends it."""
 
 import argparse
 import asyncio
@@ -11,7 +11,8 @@ from aiogaio import OpType, Watcher
 
 
 async def main(listener: socket.socket) -> None:
-    print("echo on {}:{}".format(*listener.getsockname()), flush=True)
+    host, at, *_ = listener.getsockname()
+    print(f"echo on [{host}]:{at}" if ":" in host else f"echo on {host}:{at}", flush=True)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
@@ -46,7 +47,7 @@ if __name__ == "__main__":
         try:
             from uvloop import run
         except ImportError:
-            sys.exit("--loop uvloop needs: pip install uvloop")
+            sys.exit("uvloop is not installed: pip install uvloop")
     try:
         family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
         server = socket.create_server((arguments.host, arguments.port), family=family)

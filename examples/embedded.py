@@ -20,7 +20,7 @@ from aiogaio import AioGaioError, Operation, OpType, Watcher
 try:
     import uvicorn
 except ImportError:
-    sys.exit("embedded needs: pip install uvicorn")
+    sys.exit("uvicorn is not installed: pip install uvicorn")
 
 PATIENCE = 5.0  # seconds that a connection, an answer, or a slow reader may take
 LONGEST = 4096  # bytes of a line
@@ -121,6 +121,11 @@ class Server(uvicorn.Server):
         yield
 
 
+def printable(address: Any) -> str:
+    host, number = address[:2]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 async def main(web: socket.socket, listener: socket.socket, options: argparse.Namespace) -> None:
     here = listener.getsockname()[:2]
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
@@ -140,8 +145,8 @@ async def main(web: socket.socket, listener: socket.socket, options: argparse.Na
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop)
-        print("web on http://{}:{}/".format(*web.getsockname()))
-        print("lines on {}:{}".format(*here), flush=True)
+        print(f"web on http://{printable(web.getsockname())}/")
+        print(f"lines on {printable(here)}", flush=True)
         tasks.create_task(lines.serve(listener))  # ends when the watcher is closed
         await server.serve(sockets=[web])
         await watcher.aclose(grace=1)
@@ -165,19 +170,21 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 
 def address(text: str) -> tuple[str, int]:
     """Where a service is, with its name looked up: a watcher takes numeric addresses."""
     host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal():
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, not {text!r}")
     try:
-        found = socket.gethostbyname(host), within(int, 1, 65535)(port)
+        found = socket.getaddrinfo(host, within(int, 1, 65535)(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"{error}: {text!r}") from None
-    return found
+    return found[0][4][:2]
 
 
 def parse() -> argparse.Namespace:
@@ -200,6 +207,6 @@ if __name__ == "__main__":
         try:
             from uvloop import run
         except ImportError:
-            sys.exit("--loop uvloop needs: pip install uvloop")
+            sys.exit("uvloop is not installed: pip install uvloop")
     both = listen(arguments.host, arguments.port), listen(arguments.host, arguments.lines)
     run(main(*both, arguments))

@@ -219,12 +219,17 @@ class Session:
         self.watcher.free(self.conn)
 
 
+def printable(address: Any) -> str:
+    host, number = address[:2]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 async def main(listener: socket.socket, idle: int) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    print("http on {}:{}".format(*listener.getsockname()), flush=True)
+    print(f"http on {printable(listener.getsockname())}", flush=True)
     async with Watcher(buffer_size=CHUNK) as watcher, asyncio.TaskGroup() as tasks:
         server = Server(watcher, tasks, idle)
         tasks.create_task(server.tick())
@@ -255,6 +260,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 

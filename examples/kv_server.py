@@ -386,12 +386,17 @@ class Session:
         self.watcher.free(self.conn)
 
 
+def printable(address: Any) -> str:
+    host, number = address[:2]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 async def main(listener: socket.socket) -> None:
     loop, task, store = asyncio.get_running_loop(), asyncio.current_task(), Store()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    print("kv on {}:{}".format(*listener.getsockname()), flush=True)
+    print(f"kv on {printable(listener.getsockname())}", flush=True)
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
         tasks.create_task(store.expire_all())
         watcher.accept(listener, multishot=True)
@@ -421,6 +426,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 

@@ -1,4 +1,5 @@
-"""An echo server on all cores: a process for each, supervised. SIGINT (Ctrl-C) or SIGTERM ends it.
+"""An echo server on all cores: a process for each, supervised. SIGINT (Ctrl-C) or SIGTERM ends it;
+what is queued is sent first, for up to 5 seconds.
 
 The supervisor opens a listener for each worker, all on one port (SO_REUSEPORT), and the system
 spreads the connections over them. A listener outlives its worker: who connects while a worker
@@ -31,7 +32,7 @@ take another machine for the load."""
 SHORTEST, LONGEST = 0.1, 10.0  # seconds until a dead worker is started again
 HEALTHY = 10.0  # seconds that a worker lives if it does not die of its start
 START = 10.0  # seconds that it may take to be ready
-STOP = 5.0  # seconds to send what is queued, at the end
+STOP = 5.0  # seconds to send what is queued, when all of it ends
 
 
 # --- A worker: a process, a Watcher ---------------------------------------------------------------
@@ -211,7 +212,8 @@ async def supervise(listeners: list[socket.socket]) -> None:
 
 
 def say(event: str) -> None:
-    print(event, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(event, flush=True)
 
 
 def printable(address: Any) -> str:
@@ -238,6 +240,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 
@@ -256,7 +259,7 @@ if __name__ == "__main__":
     add("--host", default="127.0.0.1", help="default: 127.0.0.1")
     add("--port", type=within(int, 0, 65535), default=9004, help="default: 9004; 0: any")
     add("--workers", type=within(int, 1, 1024), default=cores, help=f"default: the cores, {cores}")
-    add("--grace", type=within(int, 0, 86400), default=30, help="seconds; default: 30")
+    add("--grace", type=within(int, 0, 86400), default=30, help="seconds of a restart; default: 30")
     add("--rounds", type=within(int, 0, 10**9), default=0, help="of SHA-256 a message; default: 0")
     add("--pin", action="store_true", help="each worker to a core of its own")
     add("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="of the workers")

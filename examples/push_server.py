@@ -116,11 +116,16 @@ class Feed:
             print(self.status(), flush=True)
 
 
+def printable(address: Any) -> str:
+    host, number = address[:2]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 async def main(listener: socket.socket, arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print("pushing on {}:{}".format(*listener.getsockname()), flush=True)
+    print(f"pushing on {printable(listener.getsockname())}", flush=True)
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
         feed = Feed(watcher, arguments.patience)
         tasks.create_task(feed.serve(listener))  # ends when the watcher is closed
@@ -154,6 +159,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 
@@ -185,7 +191,7 @@ if __name__ == "__main__":
         try:
             from uvloop import run
         except ImportError:
-            sys.exit("--loop uvloop needs: pip install uvloop")
+            sys.exit("uvloop is not installed: pip install uvloop")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each subscriber
     run(main(listen(options.host, options.port), options))

@@ -123,6 +123,7 @@ def within(kind: type, least: float, most: float) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be {least}-{most}, not {text}")
         return kind(text)
 
+    number.__name__ = "whole number" if kind is int else "number"
     return number
 
 

@@ -290,7 +290,8 @@ def test_the_load_of_socks5_notices_a_refusal() -> None:
 
 def run(application: Application) -> Row:
     """The only row of it."""
-    (row,) = measure([application], 1, 0.3, choose_cores(), PlainProgress())
+    (row,), whole = measure([application], 1, 0.3, choose_cores(), PlainProgress())
+    assert whole
     return row
 
 

@@ -34,8 +34,11 @@ def ending_in_order(main: Callable[[], None]) -> None:
 
 def end_children() -> None:
     """End the processes that this one has started."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.terminate()
+    for child in children:
+        child.join()
 
 
 def leave_signals_to_parent() -> None:

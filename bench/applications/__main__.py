@@ -83,7 +83,7 @@ def main() -> None:
     except NoCompilerError as error:  # its version is one of the facts
         sys.exit(str(error))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: servers end, too
-    rows = measure(chosen, options.rounds, options.seconds, cores, progress_display())
+    rows, whole = measure(chosen, options.rounds, options.seconds, cores, progress_display())
     print("\n".join(table(rows)))
     targets = [target for application in chosen for target in application.targets]
     if targets:
@@ -92,6 +92,8 @@ def main() -> None:
         print(verdict(target, rows))
     if options.markdown:
         print("\n".join(["", *markdown(chosen, rows)]))
+    if not whole:
+        sys.exit(128 + signal.SIGINT)  # and no file, which would look like that of a whole run
     if options.json is not None:
         data = {"machine": machine, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -35,9 +35,8 @@ def ratios(ours: Row, rival: Row) -> Spread | None:
 
 def cpu_ratio(ours: Row, rival: Row) -> float | None:
     """The same by the servers' CPU time."""
-    if not (ours.cpu_rates and rival.cpu_rates):
-        return None
-    return statistics.median(ours.cpu_rates) / statistics.median(rival.cpu_rates)
+    rounds = list(zip(ours.cpu_rates, rival.cpu_rates, strict=False))
+    return statistics.median(our / its for our, its in rounds) if rounds else None
 
 
 def find(rows: list[Row], load: str, server: str) -> Row:

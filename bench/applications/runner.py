@@ -32,8 +32,8 @@ OPEN = {"tcp": "0A", "udp": "07"}  # the state of a socket that anybody may talk
 
 def measure(
     applications: list[Application], rounds: int, seconds: float, cores: Cores, progress: Progress
-) -> list[Row]:
-    """Every server under every load once per round. An interrupt ends it with what there is."""
+) -> tuple[list[Row], bool]:
+    """Every server under every load once per round; false if an interrupt has ended it early."""
     plan = [
         (server, load, Row(application.name, load.name, server.name, load.unit))
         for application in applications
@@ -44,16 +44,18 @@ def measure(
         row.lower_is_better = load.lower_is_better
         row.error = missing(server, load)
     progress.start(rounds * len(plan))
+    whole = False
     try:
         for number in range(rounds):
             shift = number * len(plan) // rounds  # nobody always follows the same neighbour
             for server, load, row in plan[shift:] + plan[:shift]:
                 progress.step(f"round {number + 1}/{rounds}  {row.load}  {row.server}")
                 sample(server, load, row, seconds, cores, progress)
+        whole = True
     except KeyboardInterrupt:
-        progress.note("interrupted: what has been measured counts")
+        progress.note("interrupted: here is what has been measured")
     progress.finish()
-    return [row for _, _, row in plan]
+    return [row for _, _, row in plan], whole
 
 
 def missing(server: Server, load: Load) -> str | None:

@@ -18,8 +18,8 @@ def measure(figure: str, loop: str, poller: str, **budget: Any) -> Result:
     """Run the figure as often as the budget says; the first result with a fault, or the last."""
     plan = Budget(Variant(loop, poller), **budget)
     run = FIGURES[figure]
+    begin = time.monotonic()
     for number in range(1, plan.repeats + 1):
-        begin = time.monotonic()
         result: Result = plan.variant.run(lambda: run.figure(plan))
         result.seconds = time.monotonic() - begin
         result.ran += f", {number} times" if number > 1 else ""
