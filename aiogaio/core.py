@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiogaio.completions import Completions, Signal
@@ -235,7 +236,7 @@ class Core:
         if isinstance(operation, Gate):
             self._end_joint(operation.joint, error)
         elif isinstance(operation, Fence):
-            operation.reached()
+            operation.reach()
         else:
             self._finish(operation, error)
 
@@ -282,6 +283,13 @@ class Core:
         if operation.silence is not None:
             operation.due = self._clock() + operation.silence
 
+    def _submit(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
+        """Enter a request of ``count`` bytes, made in the loop's thread: behind the inbox's."""
+        if self._busy or self._inbox.waiting:
+            self._post_request(record, enter, count)
+        else:
+            self._undisturbed(enter)
+
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
         self._inbox.post(action, self._on_inbox)
@@ -290,13 +298,13 @@ class Core:
     def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
         """Post a request of ``count`` bytes, so that it is counted."""
         if not self._exact and (count < _COUNTED or self._limits is None):
-            self._post(enter)
+            self._post(partial(self._undisturbed, enter))
             return
 
         def enter_counted() -> None:
             with self._inbox.lock:  # else a thread that looks meanwhile would find it nowhere
                 self._count_posted(record, -1, -count)
-                enter()
+                self._undisturbed(enter)
 
         with self._inbox.lock:
             self._post(enter_counted)
@@ -319,16 +327,34 @@ class Core:
 
     def _on_inbox(self) -> None:
         """The loop comes for what other threads have posted."""
-        if not self._inbox.come(WORK_SLICE) and not self._loop.is_closed():
-            self._loop.call_soon(self._on_inbox)
-        self._direct = self._fast and not self._inbox.waiting
-        self._settle()
+        done = False
+        try:
+            done = self._inbox.come(WORK_SLICE)
+        finally:  # also if an action was interrupted
+            if not done and not self._loop.is_closed():
+                self._loop.call_soon(self._on_inbox)
+            self._direct = self._fast and not self._inbox.waiting
+            self._settle()
 
-    def _run_inbox(self) -> None:
-        """Do not wait for the loop to come."""
-        self._inbox.empty()
-        self._direct = self._fast
-        self._settle()
+    def _run_inbox(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Do not wait for the loop to come: run what is there now, or as much as is needed."""
+        try:
+            self._inbox.empty(until=until)
+        finally:
+            self._direct = self._fast and not self._inbox.waiting
+            self._settle()
+
+    async def _inbox_emptied(self) -> None:
+        """Wait until what is in the inbox now has been run, as the loop comes to it."""
+        emptied: asyncio.Future[None] = self._loop.create_future()
+
+        def reached() -> None:
+            if not emptied.done():
+                emptied.set_result(None)
+
+        self._post_quietly(reached)
+        if self._inbox.waiting:
+            await emptied
 
 
 def again(error: Exception) -> Exception:

@@ -65,8 +65,7 @@ class Deadlines:
 
     def pop_expired(self, now: float) -> Operation | None:
         """Take out one operation whose time has come at ``now``, the earliest first."""
-        heap = self._heap
-        while heap and heap[0][0] <= now:
+        while (heap := self._heap) and heap[0][0] <= now:
             entry = heapq.heappop(heap)
             operation: Operation | None = entry[2]
             if operation is None:

@@ -55,24 +55,30 @@ class Inbox:
             self._called = True
 
     def come(self, seconds: float) -> bool:
-        """The loop has come: run what is there for so long. True if it need not come again."""
+        """The loop has come: run what is there for so long. True if it need not come again.
+
+        If an action raises, the others stay, and the loop has to come again.
+        """
         self.empty(seconds)
         with self.lock:
             self._called = self.waiting
             return not self.waiting
 
-    def empty(self, seconds: float = math.inf) -> None:
-        """Run what is there, in the loop's thread, for so long at most."""
+    def empty(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> None:
+        """Run what is there now, in the loop's thread, for so long at most, or until this is true.
+
+        What other threads add meanwhile waits: they may be faster than it is run.
+        """
         actions = self._actions
         stop = time.monotonic() + seconds
-        done = 0
-        while actions:
-            actions.popleft()()
-            done += 1
-            if done % 64 == 0 and time.monotonic() > stop:
-                break
-        with self.lock:
-            self.waiting = bool(actions)
+        try:
+            for done in range(len(actions)):
+                if until() or (done % 64 == 63 and time.monotonic() > stop):
+                    break
+                actions.popleft()()
+        finally:
+            with self.lock:
+                self.waiting = bool(actions)
 
     def close(self) -> bool:
         """Take nothing more; false if it was closed before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiogaio import attempts
@@ -27,11 +28,7 @@ class Joints(Writes):
 
     def _submit_joint(self, joint: Joint, due: float | None) -> None:
         """From the loop's thread: behind what is in the inbox."""
-        if self._busy or self._inbox.waiting:
-            self._post_request(joint.conn._record, lambda: self._enter_joint(joint, due))
-        else:
-            self._direct = self._fast
-            self._enter_joint(joint, due)
+        self._submit(joint.conn._record, partial(self._enter_joint, joint, due))
 
     def _enter_joint(self, joint: Joint, due: float | None) -> None:
         """Accept the request: begin if nothing is before it, else queue it."""
@@ -47,7 +44,7 @@ class Joints(Writes):
                 record.append_read(gate)
             else:
                 record.append_write(gate)
-        self._undisturbed(lambda: self._advance_joint(joint))
+        self._advance_joint(joint)
         if not joint.completed and due is not None:
             if due <= self._loop.time():
                 self._expire(joint)

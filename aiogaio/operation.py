@@ -226,6 +226,11 @@ class Fence(Operation):
 
     reached: Callable[[], None]
 
+    def reach(self) -> None:
+        """What stood before it has completed, or will never."""
+        self.completed = True
+        self.reached()
+
 
 class Accept(Operation):
     """One connection from a listener."""

@@ -48,7 +48,7 @@ from aiogaio.pollers.base import ERROR, FOR_READS, FOR_WRITES, READABLE, UNCERTA
 from aiogaio.writes import AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from aiogaio.connection import Record
     from aiogaio.instruments import Instrument
@@ -91,6 +91,8 @@ class Proactor(Joints):
         return True
 
     def _make_turn(self) -> None:
+        if self._closed:  # since the caller looked, by a signal handler
+            return
         bytes_read = self._bytes_read
         self._read_limit = self._bytes_read + BURST_BYTES
         self._write_limit = self._bytes_written + BURST_BYTES
@@ -119,8 +121,9 @@ class Proactor(Joints):
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
         bytes_read = shots = 0
+        left = iter(events)
         try:
-            for fd, bits in events:
+            for fd, bits in left:
                 record = records[fd]
                 if record is None:  # freed since the event was taken
                     continue
@@ -175,9 +178,22 @@ class Proactor(Joints):
                         self._put_off(record)
                     else:
                         self._advance_writes(record)
+        except BaseException:  # a signal handler's, most likely
+            self._take_later([(fd, bits), *left])
+            raise
         finally:
             self._bytes_read += bytes_read
             self._shots += shots
+
+    def _take_later(self, events: Iterable[tuple[int, int]]) -> None:
+        """Keep events for a later turn: none is told twice."""
+        for fd, bits in events:
+            record = self._records[fd]
+            if record is not None:
+                record.readable = record.readable or bool(bits & FOR_READS)
+                record.writable = record.writable or bool(bits & FOR_WRITES)
+                self._put_off(record)
+        self._schedule_turn()
 
     def _take_read(self, fd: int) -> bool:
         """The loop says that this one descriptor is readable; false if no read waits for it.
@@ -257,13 +273,18 @@ class Proactor(Joints):
             if self._tired():
                 self._put_off(record)
                 continue
-            if record.reads is not None and record.readable:
-                if self._hungry and isinstance(record.reads, Armed):
-                    self._queue_up(record)
-                else:
-                    self._advance_reads(record)
-            if record.writes is not None and (record.writable or record.doomed is not None):
-                self._advance_writes(record)
+            try:
+                if record.reads is not None and record.readable:
+                    if self._hungry and isinstance(record.reads, Armed):
+                        self._queue_up(record)
+                    else:
+                        self._advance_reads(record)
+                if record.writes is not None and (record.writable or record.doomed is not None):
+                    self._advance_writes(record)
+            except BaseException:  # as in _take()
+                self._put_off(record)
+                self._schedule_turn()
+                raise
 
     # --- Completions -----------------------------------------------------------------------------
 
@@ -273,9 +294,19 @@ class Proactor(Joints):
         if self._busy:
             self._post_quietly(lambda: self._cancel(operation))
             return True
-        self._withdraw(operation, OperationCancelledError("the operation was cancelled"))
+        error = OperationCancelledError("the operation was cancelled")
+        self._undisturbed(partial(self._withdraw, operation, error))
         self._signal.wake()
         return True
+
+    def _has_come(self, operation: Operation) -> bool:
+        """Whether an operation is in its queue, or over, and not on its way from another thread."""
+        if operation.completed:
+            return True
+        one = operation.gates[0] if isinstance(operation, Joint) else operation
+        record = one.conn._record
+        first = one is record.reads or one is record.writes or one._previous is not None
+        return first or one in (record.hangups or ())
 
     def _withdraw(self, operation: Operation, error: Exception) -> None:
         """Complete a pending operation, wherever it stands in its queue."""
@@ -337,7 +368,7 @@ class Proactor(Joints):
             if silence is not None and operation.conn._record.read_paused:
                 self._deadlines.add(operation, now + silence)  # it is not the peer that was silent
             else:
-                self._expire(operation)
+                self._undisturbed(partial(self._expire, operation))
             if expired % 64 == 0 and time.monotonic() > stop:
                 break
         earliest = self._deadlines.earliest()
@@ -388,7 +419,8 @@ class Proactor(Joints):
         if self._busy:
             self._post_quietly(lambda: self._free(record))
         else:
-            self._release(record, ConnectionFreedError("the connection was freed"))
+            error = ConnectionFreedError("the connection was freed")
+            self._undisturbed(partial(self._release, record, error))
         return True
 
     def _release(self, record: Record, error: Exception) -> None:
@@ -401,7 +433,8 @@ class Proactor(Joints):
             if isinstance(operation, Gate):
                 self._end_joint(operation.joint, again(error))
             elif isinstance(operation, Fence):
-                operation.reached()
+                operation._next = operation._previous = None
+                operation.reach()
             elif not operation.completed:
                 operation._next = operation._previous = None
                 self._finish(operation, again(error))
@@ -453,10 +486,20 @@ class Proactor(Joints):
         self._closed = True
         self._backlog.clear()
         self._hungry.clear()
+        self._undisturbed(self._release_all)
+        try:
+            while self._inbox.waiting:
+                self._run_inbox()
+        finally:
+            self._let_go()
+
+    def _release_all(self) -> None:
         for record in self._records:
             if record is not None:
                 self._release(record, WatcherClosedError("the watcher was closed"))
-        self._run_inbox()
+
+    def _let_go(self) -> None:
+        """Close what belongs to the watcher itself."""
         self._timer.cancel()
         if self._pipes is not None:
             self._pipes.close()

@@ -38,14 +38,13 @@ class Reads(Core):
 
     def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
         """A read or an accept from the loop's thread: behind what is in the inbox."""
-        if self._busy or self._inbox.waiting:
-            self._post_request(record, lambda: self._enter_read(record, operation, due))
-        else:
-            self._direct = self._fast
-            self._enter_read(record, operation, due)
+        self._submit(record, partial(self._enter_read, record, operation, due))
 
     def _enter_read(self, record: Record, operation: Operation, due: float | None) -> None:
-        """Accept a read or an accept: attempt it if nothing is before it, else queue it."""
+        """Accept a read or an accept: attempt it if nothing is before it, else queue it.
+
+        This, and all that enters, runs undisturbed.
+        """
         self._submitted += 1
         if self._instrument is not None:
             self._instrument.submitted(operation)
@@ -57,7 +56,7 @@ class Reads(Core):
         if first and (record.readable or overdue or record.rest is not None):
             record.readable = True
             if self._bytes_read < self._read_limit or overdue:
-                self._undisturbed(partial(self._advance_reads, record))
+                self._advance_reads(record)
             else:
                 self._put_off(record)
         if not operation.completed:
@@ -230,11 +229,7 @@ class Reads(Core):
 
     def _submit_hangup(self, record: Record, operation: Operation, due: float | None) -> None:
         """A request to be told when the peer hangs up, from the loop's thread."""
-        if self._busy or self._inbox.waiting:
-            self._post_request(record, lambda: self._enter_hangup(record, operation, due))
-        else:
-            self._direct = self._fast
-            self._enter_hangup(record, operation, due)
+        self._submit(record, partial(self._enter_hangup, record, operation, due))
 
     def _enter_hangup(self, record: Record, operation: Operation, due: float | None) -> None:
         self._submitted += 1

@@ -181,12 +181,19 @@ class StreamRequests(Checks):
             and self._direct
             and self._bytes_written < self._write_limit
         ):
+            self._busy, self._direct = True, False
             try:
-                done = attempts.send_whole(record, operation)
-            except OSError as error:
-                self._fail_at_call(record, operation, error, due)
-                return operation
-            self._bytes_written += operation.size
+                try:
+                    done = attempts.send_whole(record, operation)
+                except OSError as error:
+                    self._fail_at_call(record, operation, error, due)
+                    return operation
+                self._bytes_written += operation.size
+                if operation.size and not done:  # nothing may come between the two parts
+                    self._enter_write(record, operation, due)
+                    return operation
+            finally:
+                self._busy, self._direct = False, not self._inbox.waiting
             if done:
                 self._submitted += 1
                 operation.completed = True

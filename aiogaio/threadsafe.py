@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiogaio.checks import length_of
 from aiogaio.writes import bytes_left
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class ThreadSafe:
         """
         watcher = self._watcher
         if silent:
+            length_of(data)  # raises for what is not contiguous
             with memoryview(data) as view:
                 data = view.tobytes()
         with watcher._inbox.lock:

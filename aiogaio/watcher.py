@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from aiogaio import attempts
@@ -17,7 +18,11 @@ from aiogaio.checks import is_time, new_write
 from aiogaio.completions import BATCH_LIMIT, Drained
 from aiogaio.connection import Connection
 from aiogaio.delegation import check_supported, is_of_asyncio
-from aiogaio.errors import UnsupportedConnectionError, WatcherClosedError
+from aiogaio.errors import (
+    OperationCancelledError,
+    UnsupportedConnectionError,
+    WatcherClosedError,
+)
 from aiogaio.limits import MAX_PENDING, MAX_QUEUED_BYTES, Limits
 from aiogaio.messages import MessageRequests
 from aiogaio.operation import Operation, OpType
@@ -307,21 +312,26 @@ class Watcher(MessageRequests):
                     operation.data = b""
                     operation.error = operation.accepted = operation.address = None
                     operation.more = False
+                # As _undisturbed(): nothing may come between the two parts of a message.
+                self._busy, self._direct = True, False
                 try:
-                    sent = record.send(data)
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    failed = new_write(conn, data, length, context, silent)
-                    self._fail_at_call(record, failed, error, self._due(timeout, deadline))
-                    return failed
-                self._bytes_written += sent
-                if sent < length:
-                    record.writable = False
-                    rest = new_write(conn, data, length, context, silent)
-                    rest.size = sent
-                    self._submit_write(record, rest, self._due(timeout, deadline))
-                    return rest
+                    try:
+                        sent = record.send(data)
+                    except BlockingIOError:
+                        sent = 0
+                    except OSError as error:
+                        failed = new_write(conn, data, length, context, silent)
+                        self._fail_at_call(record, failed, error, self._due(timeout, deadline))
+                        return failed
+                    self._bytes_written += sent
+                    if sent < length:
+                        record.writable = False
+                        rest = new_write(conn, data, length, context, silent)
+                        rest.size = sent
+                        self._enter_write(record, rest, self._due(timeout, deadline))
+                        return rest
+                finally:
+                    self._busy, self._direct = False, not self._inbox.waiting
                 if operation is None:
                     self._silent_at_once += 1
                     return None
@@ -383,7 +393,7 @@ class Watcher(MessageRequests):
         """
         self._check_operation(op)
         if self._inbox.waiting and not self._busy:  # it may be on its way from another thread
-            self._run_inbox()
+            self._run_inbox(until=partial(self._has_come, op))
         return self._cancel(op)
 
     def free(self, conn: Connection | socket.socket) -> bool:
@@ -515,20 +525,26 @@ class Watcher(MessageRequests):
         >>> op.completed, len(received)
         (True, 1000000)
         """
-        if self._inbox.waiting and not self._busy:
-            self._run_inbox()
+        if self._inbox.waiting:
+            await self._inbox_emptied()
         records = self._records
         if conn is not None:
             connection = self._delegated(conn)
             if connection is None:
                 raise UnsupportedConnectionError(f"{conn!r} is not delegated to this watcher")
             records = [connection._record]
-        drained = Drained(self._loop)
+        drained, fences = Drained(self._loop), []
         for record in records:
             if record is not None and record.writes is not None:
                 drained.expect()
-                self._fence(record, drained.reached)
-        await drained.wait()
+                fences.append(self._fence(record, drained.reached))
+        try:
+            await drained.wait()
+        finally:
+            for fence in fences:  # nobody waits for it any more
+                if not fence.completed:
+                    error = OperationCancelledError("nobody waits for it any more")
+                    self._undisturbed(partial(self._withdraw, fence, error))
 
     async def aclose(self, grace: float | None = 10.0) -> None:
         """Close in order: stop accepting, let the queued writes complete, then :meth:`close`.
@@ -546,7 +562,8 @@ class Watcher(MessageRequests):
         try:
             for record in list(self._records):
                 if record is not None and record.listening:
-                    self._release(record, WatcherClosedError("the watcher stopped accepting"))
+                    error = WatcherClosedError("the watcher stopped accepting")
+                    self._undisturbed(partial(self._release, record, error))
             async with asyncio.timeout_at(self._due(grace, None)):
                 await self.drain()
         except TimeoutError:

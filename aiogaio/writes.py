@@ -40,15 +40,12 @@ class Writes(Reads):
 
     def _submit_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """A write, or a shutdown, from the loop's thread: behind what is in the inbox."""
-        if self._busy or self._inbox.waiting:
-            if isinstance(operation, Write) and operation.silent:
-                attempts.keep_rest(operation)
-            self._post_request(
-                record, lambda: self._enter_write(record, operation, due), bytes_left(operation)
-            )
-        else:
-            self._direct = self._fast
-            self._enter_write(record, operation, due)
+        waits = self._busy or self._inbox.waiting
+        if waits and isinstance(operation, Write) and operation.silent:
+            attempts.keep_rest(operation)
+        self._submit(
+            record, partial(self._enter_write, record, operation, due), bytes_left(operation)
+        )
 
     def _enter_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a write: send at once if nothing is before it, else queue it."""
@@ -72,7 +69,7 @@ class Writes(Reads):
         if first and (record.writable or overdue or type(operation) in AT_ONCE):
             record.writable = True
             if self._bytes_written < self._write_limit or overdue:
-                self._undisturbed(partial(self._advance_writes, record))
+                self._advance_writes(record)
             else:
                 self._put_off(record)
         if not operation.completed:
@@ -92,12 +89,13 @@ class Writes(Reads):
         record.queued_bytes += count
         self._queued_bytes += count
 
-    def _fence(self, record: Record, reached: Callable[[], None]) -> None:
+    def _fence(self, record: Record, reached: Callable[[], None]) -> Fence:
         """Call ``reached`` when all writes that are queued now have completed."""
         assert record.writes is not None
         fence = start(Fence(), OpType.WRITE, record.writes.conn, None)
         fence.reached = reached
         record.append_write(fence)
+        return fence
 
     def _advance_writes(self, record: Record) -> None:
         """Attempt the pending writes in their order, until one has to wait."""
@@ -116,7 +114,7 @@ class Writes(Reads):
                     return
                 record.remove_write(operation)
                 if isinstance(operation, Fence):
-                    operation.reached()
+                    operation.reach()
                 else:
                     self._finish(operation, attempts.shut_down(record))
                 continue

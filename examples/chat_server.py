@@ -1,8 +1,11 @@
 """A chat in a browser: rooms over WebSocket (RFC 6455), and the page to talk in them.
 
-GET / is the page, /ws/ROOM a room, GET /stat the counters. Each text message of a member goes to
-all of its room. Rooms live in this process; with --bus redis://host:port those of all processes
-that have the same bus are one, and while it is away each process has its own.
+GET / is the page, /ws/ROOM a room, GET /stat the counters. Each text message of a member that is
+not empty goes to all of its room. Rooms live in this process; with --bus redis://host:port those of
+all processes that have the same bus are one, and while it is away each process has its own.
+
+One message is work for the whole room, so at most 16 frames of a member are handled at one go. The
+rest of what has come waits until others had their turn, and until then the member is not read.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ except ImportError:  # redis is not installed; for --bus alone
     Bus = None  # type: ignore[assignment, misc]
 
 LONGEST_HEAD = 16384  # bytes of an HTTP request
+AT_ONCE = 16  # frames of one member that are handled before others have their turn
 QUEUE = 1 << 20  # bytes that may wait for one member
 KERNEL = 65536  # bytes that the system may hold for it besides; by itself it takes megabytes
 LINGER = 2.0  # seconds for the peer to end its side, after we have ended ours
@@ -60,6 +64,7 @@ class Client:
     def __init__(self) -> None:
         self.ws: WSConnection | None = None  # none yet: it has still to send its request
         self.room = ""
+        self.events: Iterator[ev.Event] | None = None  # what has come and is not handled yet
         self.parts: list[str] = []  # of a message that comes in several
         self.size = 0  # of those, in bytes
         self.asked = False  # it was silent, and a ping is on its way
@@ -74,6 +79,7 @@ class Chat:
         self.options = options
         self.bus = bus
         self.rooms: defaultdict[str, set[Connection]] = defaultdict(set)
+        self.behind: asyncio.Queue[Connection] = asyncio.Queue()  # members with frames left
         self.messages = self.slow = self.silent = 0
 
     def stat(self) -> dict[str, int | bool]:
@@ -103,13 +109,29 @@ class Chat:
                 elif op.type is OpType.READ:
                     self.received(op.conn, op.conn.context, op.data)
 
+    async def catch_up(self) -> None:
+        """Handle what members have left: a share of one of them in each turn of the loop."""
+        while True:
+            conn = await self.behind.get()
+            if not conn.closed:
+                self.frames(conn, conn.context, conn.context.ws, conn.context.events)
+                self.go_on(conn)
+            await asyncio.sleep(0)
+
+    def go_on(self, conn: Connection) -> None:
+        """Read on, unless the connection has ended, or the bus does so later."""
+        if not conn.closed and not (self.bus is not None and self.bus.holds(conn)):
+            self.read(conn)
+
     def read(self, conn: Connection) -> None:
-        """Ask for what comes next: the request, frames, or the end."""
+        """Take what comes next: the request, frames that are left or new, or the end."""
         if conn.context.until is not None:
             self.watcher.read(conn, deadline=conn.context.until)
         elif conn.context.ws is None:
             patience = self.options.patience
             self.watcher.read_until(conn, b"\r\n\r\n", limit=LONGEST_HEAD, timeout=patience)
+        elif conn.context.events is not None:
+            self.behind.put_nowait(conn)
         else:
             self.watcher.read(conn, timeout=self.options.idle)
 
@@ -120,9 +142,11 @@ class Chat:
         elif client.ws is None:
             self.request(conn, client, data)
         else:
-            self.frames(conn, client, client.ws, data)
-        if not conn.closed and not (self.bus is not None and self.bus.holds(conn)):
-            self.read(conn)
+            client.asked = False
+            client.ws.receive_data(data)
+            client.events = client.ws.events()
+            self.frames(conn, client, client.ws, client.events)
+        self.go_on(conn)
 
     def failed(self, op: Operation, error: Exception) -> None:
         """Ask who is silent for a sign of life; let go of all others."""
@@ -186,11 +210,15 @@ class Chat:
 
     # --- WebSocket -----------------------------------------------------------------------------
 
-    def frames(self, conn: Connection, client: Client, ws: WSConnection, data: bytes) -> None:
-        """Do what the frames ask for."""
-        client.asked = False
-        ws.receive_data(data)
-        for event in ws.events():
+    def frames(
+        self, conn: Connection, client: Client, ws: WSConnection, events: Iterator[ev.Event]
+    ) -> None:
+        """Do what the next frames ask for."""
+        for _ in range(AT_ONCE):
+            event = next(events, None)
+            if event is None:
+                client.events = None  # it is not behind
+                break
             if isinstance(event, ev.TextMessage):
                 self.text(conn, client, event)
             elif isinstance(event, ev.Ping):
@@ -214,7 +242,7 @@ class Chat:
         if event.message_finished:
             text = "".join(client.parts)
             client.parts, client.size = [], 0
-            if self.bus is None or not self.bus.take(client.room, text):
+            if text and not (self.bus is not None and self.bus.take(client.room, text)):
                 self.deliver(client.room, text)
 
     def deliver(self, room: str, text: str) -> None:
@@ -289,11 +317,13 @@ async def main(listener: socket.socket, options: argparse.Namespace, bus: "Bus |
     async with Watcher(max_queued_bytes=QUEUE) as watcher, asyncio.TaskGroup() as tasks:
         chat = Chat(watcher, options, bus)
         tasks.create_task(chat.serve(listener))  # ends when the watcher is closed
-        riding = None if bus is None else tasks.create_task(bus.run(chat))
+        endless = [tasks.create_task(chat.catch_up())]
+        if bus is not None:
+            endless.append(tasks.create_task(bus.run(chat)))
         await stop.wait()
         chat.close()
-        if riding is not None:
-            riding.cancel()
+        for task in endless:
+            task.cancel()
         await watcher.aclose(grace=LINGER)
     if bus is not None:
         await bus.aclose()

@@ -36,7 +36,7 @@ PAGES = {
     b"/": ("200 OK", "text/plain; charset=utf-8", b"Hello, world!"),
     b"/json": ("200 OK", "application/json", b'{"message": "Hello, world!"}'),
 }
-CHUNK = 8192  # bytes received at once: bounds the answers that one chunk can ask for
+CHUNK = 4096  # bytes received at once: bounds the answers for which others have to wait
 LIMIT = 16384  # a request of so many bytes is always taken, one of 2 * CHUNK more never
 LINGER = 2  # seconds for a client to see our end and to send its own
 

@@ -35,6 +35,7 @@ try:
 except ImportError:
     sys.exit("hiredis is not installed: pip install hiredis")
 
+CHUNK = 16384  # bytes received at once: bounds the commands for which others have to wait
 LIMIT = 16 << 20  # bytes of a command; it may be over by what comes in one chunk
 GATHER = 1 << 18  # bytes of replies that are gathered for one write; and one reply more
 LONGEST = 64 << 20  # bytes of values in one reply: a short command can ask for one value many times
@@ -397,7 +398,7 @@ async def main(listener: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     print(f"kv on {printable(listener.getsockname())}", flush=True)
-    async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
+    async with Watcher(buffer_size=CHUNK) as watcher, asyncio.TaskGroup() as tasks:
         tasks.create_task(store.expire_all())
         watcher.accept(listener, multishot=True)
         async for results in watcher:

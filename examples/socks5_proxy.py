@@ -1,6 +1,7 @@
 """A SOCKS5 proxy (RFC 1928): CONNECT, by IPv4, IPv6 or host name. SIGINT or SIGTERM ends it.
 
-It asks nobody who they are: keep it on the loopback, or behind a firewall. Each handshake is a
+It asks nobody who they are: keep it on the loopback, or behind a firewall. It refuses to connect to
+itself: nested in one another, such connections would take all descriptors. Each handshake is a
 short task that awaits single operations; then the two connections are one relay, without a task.
 """
 
@@ -35,6 +36,7 @@ class Reply(enum.IntEnum):
 
     SUCCEEDED = 0
     FAILED = 1
+    NOT_ALLOWED = 2
     NETWORK_UNREACHABLE = 3
     HOST_UNREACHABLE = 4
     REFUSED = 5
@@ -64,6 +66,7 @@ class Proxy:
 
     async def serve(self, listener: socket.socket) -> None:
         """Until it is cancelled."""
+        self.own = endpoint(listener.getsockname())
         self.watcher.accept(listener, multishot=True)
         async with asyncio.TaskGroup() as tasks:
             async for results in self.watcher:
@@ -135,14 +138,22 @@ class Proxy:
         raise Refusal(reply(outcome))
 
     async def connect_to(self, family: int, address: Any) -> Connection:
-        """A connection to that address, or an :exc:`OSError`."""
+        """A connection to that address, or an :exc:`OSError`; none to this proxy."""
         upstream = self.watcher.delegate(socket.socket(family, socket.SOCK_STREAM))
         try:
             await self.perform(self.watcher.connect, upstream, address)
+            if self.is_own(upstream):
+                raise Refusal(reply(Reply.NOT_ALLOWED))
         except BaseException:
             upstream.close()
             raise
         return upstream
+
+    def is_own(self, upstream: Connection) -> bool:
+        """Whether a connection has come out at our own listener."""
+        (host, number), (own, own_number) = endpoint(upstream.peername), self.own
+        own_host = host == own or (own.is_unspecified and is_local(upstream.peername))
+        return own_host and number == own_number
 
     async def refuse(self, client: Connection, answer: bytes) -> None:
         """Say no, and wait for its end: to close with bytes unread may overtake the answer."""
@@ -181,6 +192,22 @@ async def look_up(host: bytes, number: int) -> list[tuple[int, Any]]:
             return [(family, (host.decode(), number))]
     found = await asyncio.get_running_loop().getaddrinfo(host, number, type=socket.SOCK_STREAM)
     return [(family, address) for family, *_, address in found]
+
+
+def endpoint(address: Any) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """Host and port, an IPv4 host always as one (not as ::ffff:127.0.0.1)."""
+    host = ipaddress.ip_address(address[0].partition("%")[0])
+    return getattr(host, "ipv4_mapped", None) or host, address[1]
+
+
+def is_local(address: Any) -> bool:
+    """Whether its host is this machine: no other can be bound (EADDRNOTAVAIL, bind(2))."""
+    host, _, *scope = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock, contextlib.suppress(OSError):
+        sock.bind((host, 0, *scope))
+        return True
+    return False
 
 
 def check_version(version: int) -> None:

@@ -6,6 +6,8 @@ Chromium, which is steered by its DevTools protocol.
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -36,6 +38,7 @@ from websockets.sync.client import ClientConnection, connect
 
 EXAMPLE = Example("chat_server.py")
 running, started, ended = EXAMPLE.running, EXAMPLE.started, EXAMPLE.ended
+load = EXAMPLE.load
 
 PICTURES = os.environ.get("CHAT_PICTURES")  # a directory for what the browser has shown
 
@@ -93,6 +96,12 @@ HANDSHAKE = {
 }
 
 
+def upgrade() -> bytes:
+    """The request of a member."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in HANDSHAKE.items()]
+    return "\r\n".join(["GET /ws/a HTTP/1.1", "Host: here", *lines, "", ""]).encode()
+
+
 def raw_member(address: Address, more: bytes = b"", receive_buffer: int = 0) -> socket.socket:
     """A member that does nothing by itself; ``more`` is sent in one go with its request."""
     sock = socket.socket()
@@ -100,9 +109,7 @@ def raw_member(address: Address, more: bytes = b"", receive_buffer: int = 0) -> 
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.connect(address)
-    lines = [f"{name.replace('_', '-')}: {value}" for name, value in HANDSHAKE.items()]
-    request = "\r\n".join(["GET /ws/a HTTP/1.1", "Host: here", *lines, "", ""])
-    sock.sendall(request.encode() + more)
+    sock.sendall(upgrade() + more)
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
         answer += sock.recv(1)
@@ -164,11 +171,12 @@ def test_a_signal_ends_it_in_order_and_the_members_are_told(loop: str, by: signa
 
 
 @pytest.mark.parametrize("loop", loops())
-def test_a_signal_ends_it_in_order_while_it_has_pings_to_answer(loop: str) -> None:
+@pytest.mark.parametrize("opcode", [9, 1], ids=["pings", "messages"])
+def test_a_signal_ends_it_in_order_while_it_has_plenty_to_do(loop: str, opcode: int) -> None:
     with contextlib.ExitStack() as stack:
         process, address = stack.enter_context(running("--loop", loop))
         members = [stack.enter_context(raw_member(address)) for _ in range(6)]
-        stack.enter_context(questions(members, frame(9, b"") * 1000))
+        stack.enter_context(questions(members, frame(opcode, b"?") * 1000))
         assert stopped(process) == ""
 
 
@@ -299,6 +307,85 @@ def test_no_compression_is_agreed_on(server: Address) -> None:
 def test_a_ping_is_answered(server: Address) -> None:
     with member(server) as client:
         assert client.ping("anybody?").wait(LIMIT)
+
+
+# --- floods --------------------------------------------------------------------------------------
+
+
+class FakeConnection:
+    """What the chat needs of one."""
+
+    closed = False
+    context: Any
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+
+class Recorder:
+    """In place of a watcher: who was sent what, and who is read."""
+
+    def __init__(self) -> None:
+        self.reads: list[FakeConnection] = []
+
+    def write(self, conn: FakeConnection, data: bytes, **_: Any) -> None:
+        if data.startswith(b"\x81"):  # a short text message
+            conn.heard.append(data[2:].decode())
+
+    def read(self, conn: FakeConnection, **_: Any) -> None:
+        self.reads.append(conn)
+
+
+async def test_a_flood_is_handled_in_shares_between_which_others_have_their_turn() -> None:
+    module = load()
+    share = module.AT_ONCE
+    assert f"at most {share} frames of a member" in (module.__doc__ or "")
+    watcher = Recorder()
+    chat = module.Chat(watcher, argparse.Namespace(patience=1, idle=1, longest=1000), None)
+    one, two, other = members = [FakeConnection() for _ in range(3)]
+    for conn in members:
+        conn.context = module.Client()
+        chat.received(conn, conn.context, upgrade())
+    watcher.reads.clear()
+    said = {name: [f"{name}{number}" for number in range(10 * share)] for name in "ab"}
+    for conn, texts in zip((one, two), said.values(), strict=True):
+        chat.received(conn, conn.context, b"".join(frame(1, text.encode()) for text in texts))
+    assert 0 < len(other.heard) <= 2 * share
+    assert watcher.reads == []
+    task = asyncio.create_task(chat.catch_up())
+    try:
+        turns = 0
+        while len(watcher.reads) < 3:
+            before = len(other.heard)
+            await asyncio.sleep(0)
+            assert len(other.heard) - before <= share
+            turns += 1
+            if turns == 5:
+                chat.received(other, other.context, frame(1, b"now"))
+            assert turns < 100, "they are not read again"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    assert other.heard.index("now") < 7 * share  # two shares at once, and one in each turn
+    for name, texts in said.items():
+        assert [text for text in other.heard if text.startswith(name)] == texts
+    assert set(watcher.reads) == set(members)
+    assert len(other.heard) == 20 * share + 1
+
+
+@pytest.mark.parametrize("loop", loops())
+def test_of_a_flood_nothing_is_lost_and_what_is_empty_is_not_said(loop: str) -> None:
+    said = [str(number) for number in range(2000)]
+    empty = frame(1, b"") + frame(1, b"", fin=False) + frame(0, b"")
+    flood = b"".join(empty + frame(1, text.encode()) for text in said)
+    with (
+        running("--loop", loop) as (process, address),
+        member(address) as client,
+        raw_member(address, flood),
+    ):
+        assert [heard(client) for _ in said] == said
+        assert stat(address)["messages"] == len(said)
+        stopped(process)
 
 
 # --- what is not allowed -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -306,3 +307,232 @@ async def test_S6_silence_does_not_count_while_results_await_collection(poller: 
                 watcher.free(conn)
                 watcher.free(first)
                 watcher.poll_io()
+
+
+@pytest.mark.parametrize("vector", [False, True], ids=["write", "writev"])
+@pytest.mark.parametrize("by", ["thread", "finalizer"])
+async def test_T3_nothing_comes_between_the_parts_of_a_write(
+    by: str, vector: bool, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread, or a finalizer, writes while the first part is being sent."""
+    first, second = b"1" * 200_000, b"2" * 100
+    server, client = tcp_pair()
+    with client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        conn = watcher.delegate(server)
+        write = watcher.threadsafe.write if by == "thread" else watcher.write
+        sent: list[int] = []
+
+        def between(name: str) -> Callable[..., int]:
+            call = getattr(socket.socket, name)
+
+            def send(self: Record, *arguments: object) -> int:
+                sent.append(call(self, *arguments))
+                if len(sent) == 1:
+                    write(conn, second)
+                return sent[-1]
+
+            return send
+
+        for name in ("send", "sendmsg"):
+            monkeypatch.setattr(Record, name, between(name))
+        operation = watcher.writev(conn, [first]) if vector else watcher.write(conn, first)
+        assert operation is not None
+        assert sent[0] < len(first), "it was not sent in parts"
+        with client.makefile("rb") as file:
+            received = asyncio.to_thread(file.read, len(first + second))
+            data, operations = await asyncio.gather(received, collect(watcher, 2))
+        assert operations[0] is operation
+        assert data == first + second
+        watcher.free(conn)
+
+
+@pytest.mark.parametrize("call", ["read", "write", "notify_hangup"])
+async def test_D1_a_finalizer_that_frees_while_a_request_enters_loses_none(
+    call: str, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        admit = Watcher._admit
+
+        def admit_and_free(self: Watcher, *arguments: object) -> bool:
+            admitted = admit(self, *arguments)  # type: ignore[arg-type]
+            watcher.free(conn)
+            return admitted
+
+        monkeypatch.setattr(Watcher, "_admit", admit_and_free)
+        if call == "write":
+            operation = watcher.write(conn, bytearray(10))
+        else:
+            watcher.read(conn, bytearray(10), timeout=0.001)
+            operation = getattr(watcher, call)(conn)
+        results = await collect(watcher, 1 if call == "write" else 2)
+        assert operation in results
+        assert conn.closed
+        assert watcher.statistics().pending == 0
+
+
+async def test_D1_what_is_behind_an_action_that_raised_in_the_inbox_is_not_lost(
+    watcher: Watcher,
+) -> None:
+    loop, raised = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+
+        def broken() -> None:
+            raise ZeroDivisionError
+
+        watcher._post(broken)
+        behind = watcher.threadsafe.read(conn)
+        client.sendall(b"x")
+        assert await one(watcher) is behind
+        later = watcher.threadsafe.read(conn)
+        client.sendall(b"y")
+        assert await one(watcher) is later
+        watcher.free(conn)
+    loop.set_exception_handler(None)
+    assert [type(error) for error in raised] == [ZeroDivisionError]
+
+
+async def test_D1_what_a_turn_could_not_do_is_left_to_the_next(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler raises in the middle: the events behind are told once only."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    pairs = [tcp_pair() for _ in range(4)]
+    recv, calls = socket.socket.recv, 0
+
+    def interrupted(self: Record, room: int) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise ZeroDivisionError
+        return recv(self, room)
+
+    reads = [watcher.read(server) for server, _ in pairs]
+    await settle()
+    monkeypatch.setattr(Record, "recv", interrupted)
+    for _, client in pairs:
+        client.sendall(b"x")
+    results = []
+    async with asyncio.timeout(10):
+        while len(results) < 4:
+            with contextlib.suppress(ZeroDivisionError):
+                results += await watcher.wait_io()
+    assert {id(op) for op in results} == {id(op) for op in reads}
+    assert [op.data for op in results] == [b"x"] * 4
+    loop.set_exception_handler(None)
+    for server, client in pairs:
+        watcher.free(server)
+        client.close()
+
+
+@pytest.mark.parametrize("multishot", [False, True])
+async def test_D1_a_read_for_which_there_is_no_memory_ends_with_that_and_takes_nothing(
+    multishot: bool, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+
+        def short_of_memory(*_: object) -> bytes:
+            raise MemoryError
+
+        operation = watcher.read(conn, multishot=multishot)
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "recv", short_of_memory)
+            client.sendall(b"x")
+            assert await one(watcher) is operation
+            assert isinstance(operation.error, MemoryError)
+        watcher.read(conn)
+        assert (await one(watcher)).data == b"x"
+        watcher.free(conn)
+
+
+@pytest.mark.skipif(not hasattr(bytes, "__buffer__"), reason="needs Python 3.12")
+async def test_D1_a_buffer_that_became_read_only_fails_its_read_alone(watcher: Watcher) -> None:
+    class Turning:
+        writable = True
+
+        def __buffer__(self, flags: int) -> memoryview:
+            return memoryview(bytearray(10)) if self.writable else memoryview(bytes(10))
+
+    server, client = tcp_pair()
+    with client:
+        conn, buffer = watcher.delegate(server), Turning()
+        watcher.read(conn, buffer)  # type: ignore[arg-type]
+        buffer.writable = False
+        client.sendall(b"x")
+        assert isinstance((await one(watcher)).error, BufferError)
+        watcher.read(conn)
+        assert (await one(watcher)).data == b"x"
+        watcher.free(conn)
+
+
+async def test_D3_cancel_runs_no_more_of_the_inbox_than_it_has_to(watcher: Watcher) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        ran: list[int] = []
+        here = watcher.read(conn)
+        for number in range(10):
+            watcher._post(lambda number=number: ran.append(number))  # type: ignore[misc]
+        assert watcher.cancel(here)
+        assert ran == []
+        on_its_way = watcher.threadsafe.read(conn)
+        for number in range(10, 20):
+            watcher._post(lambda number=number: ran.append(number))  # type: ignore[misc]
+        assert watcher.cancel(on_its_way)
+        assert ran == list(range(10))
+        assert await collect(watcher, 2) == [here, on_its_way]
+        watcher.free(conn)
+
+
+async def test_D5_drains_that_are_given_up_leave_nothing_in_the_queue(watcher: Watcher) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        while watcher.write(conn, bytes(200_000)).completed:
+            watcher.poll_io()
+        for _ in range(100):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await watcher.drain(conn)
+        assert conn._record.behind == 0
+        watcher.free(conn)
+
+
+async def test_O3_drains_of_a_connection_that_is_freed_leave_no_cycle(poller: str) -> None:
+    watcher = Watcher(poller=poller)  # type: ignore[arg-type]
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        while watcher.write(conn, bytes(200_000)).completed:
+            watcher.poll_io()
+        drains = [asyncio.create_task(watcher.drain(conn)) for _ in range(2)]
+        await asyncio.sleep(0)
+        watcher.free(conn)
+        await asyncio.gather(*drains)
+        record = weakref.ref(conn._record)
+        watcher.close()
+        watcher.poll_io()
+        gc.disable()
+        try:
+            del watcher, conn, drains, server
+            await settle()
+            assert record() is None
+        finally:
+            gc.enable()
+
+
+async def test_S2_silent_data_of_another_thread_has_to_be_contiguous(watcher: Watcher) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        with pytest.raises(TypeError, match="contiguous"):
+            watcher.threadsafe.write(conn, memoryview(bytes(10))[::2], silent=True)
+        watcher.free(conn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -365,6 +366,30 @@ def test_connection_that_is_closed_by_us_ends_even_if_the_client_does_not(
         client.sendall(CLOSE)
         assert statuses(receive_all(client)) == [200]
         wait_until(server.has_no_client)
+
+
+async def test_a_flood_is_handled_in_chunks_between_which_others_have_their_turn() -> None:
+    module = load()
+    chunks: list[int] = []
+
+    class Session(module.Session):  # type: ignore[name-defined, misc]
+        def receive(self, data: bytes) -> None:
+            chunks.append(len(data))
+            super().receive(data)
+
+    module.Session = Session  # type: ignore[attr-defined]
+    flood = GET * 1000
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    serving = asyncio.create_task(module.main(listener, 30))
+    try:
+        answers = await asyncio.wait_for(asyncio.to_thread(talk, address, flood), LIMIT)
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+    assert answers.count(TEXT) == 1000
+    assert sum(chunks) == len(flood)
+    assert max(chunks) <= module.CHUNK < len(flood)
 
 
 # --- The program ---------------------------------------------------------------------------------

@@ -173,6 +173,38 @@ def test_a_name_that_nobody_knows_is_reply_4(address: tuple[str, int]) -> None:
     assert answer(address, request(b"x" * 255, 1))[0] == 4
 
 
+@pytest.mark.parametrize(
+    ("own", "hosts"),
+    [
+        ("127.0.0.1", ["127.0.0.1", b"localhost", "0.0.0.0", "::ffff:127.0.0.1"]),
+        ("0.0.0.0", ["127.0.0.1", b"localhost", "0.0.0.0", "127.0.0.2", "::ffff:127.0.0.2"]),
+        ("::1", ["::1", "::"]),
+        ("::", ["::1", "::"]),
+    ],
+)
+def test_to_connect_to_itself_is_reply_2_and_nothing_stays_open(
+    own: str, hosts: list[str | bytes]
+) -> None:
+    with running("--host", own) as (process, address):
+        at_first = open_sockets(process)
+        for host in hosts:
+            assert answer(address, request(host, address[1])) == (2, "0.0.0.0", 0)
+        wait_until(lambda: open_sockets(process) == at_first)
+        assert stopped(process).startswith("closed: 0 connections relayed, ")
+
+
+def test_a_server_of_the_same_port_at_another_address_of_the_machine_is_not_itself() -> None:
+    with (
+        running() as (process, address),
+        socket.create_server(("127.0.0.2", address[1])) as listener,
+        socket.create_connection(address, timeout=LIMIT) as client,
+    ):
+        client.sendall(GREETING + request(*listener.getsockname()))
+        assert receive(client, 2) == WELCOME
+        assert receive_reply(client)[0] == 0
+        stopped(process)
+
+
 @pytest.mark.parametrize("methods", [b"", b"\x02", b"\x01\x02\x80\xff"])
 def test_without_an_acceptable_method_it_says_so_and_ends(
     address: tuple[str, int], methods: bytes

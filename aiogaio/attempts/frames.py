@@ -29,6 +29,9 @@ def receive_until(record: Record, operation: ReadUntil, room: int) -> bool:
         record.latch(error)
         operation.error = error.with_traceback(None)
         return True
+    except MemoryError as error:  # nothing was taken
+        operation.error = error.with_traceback(None)
+        return True
     if not data and ends_with_zero(record):
         operation.error = end_of_stream(record)
         return True

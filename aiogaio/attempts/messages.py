@@ -34,6 +34,9 @@ def receive_message(record: Record, operation: Message, room: int) -> bool:
         record.latch(error)
         operation.error = error.with_traceback(None)
         return True
+    except MemoryError as error:  # nothing was taken
+        operation.error = error.with_traceback(None)
+        return True
     operation.address = address or None
     operation.ancillary, operation.flags = ancillary, flags & _SHOWN
     operation.truncated = bool(flags & (_CUT_ANYHOW if operation.ancillary_size else _CUT))

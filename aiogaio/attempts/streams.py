@@ -54,6 +54,9 @@ def receive(record: Record, operation: Operation, room: int) -> bool:
         record.latch(error)
         operation.error = error.with_traceback(None)
         return True
+    except MemoryError as error:  # nothing was taken
+        operation.error = error.with_traceback(None)
+        return True
     size = len(data)
     if size < room:
         if size == 0 and ends_with_zero(record):
@@ -79,6 +82,9 @@ def receive_shot(record: Record, armed: Armed, room: int) -> Operation | None:
         return None
     except OSError as error:
         record.latch(error)
+        armed.error = error.with_traceback(None)
+        return armed
+    except MemoryError as error:  # nothing was taken
         armed.error = error.with_traceback(None)
         return armed
     size = len(data)
@@ -132,6 +138,9 @@ def _receive_part(record: Record, operation: ReadInto) -> int | None:
         return None
     except OSError as error:
         record.latch(error)
+        operation.error = error.with_traceback(None)
+        return 0
+    except MemoryError as error:  # nothing was taken
         operation.error = error.with_traceback(None)
         return 0
     if size < room:
@@ -189,6 +198,8 @@ def part_of(operation: ReadInto | Write, done: int, room: int) -> memoryview | N
         with octets_of(operation.buffer) as octets:
             if octets.nbytes != operation.length:
                 raise BufferError("the buffer was resized while the operation was pending")
+            if octets.readonly and operation.type is _READ:
+                raise BufferError("the buffer became read-only while the operation was pending")
             return octets[done : done + room]
     except Exception as error:  # released or closed by its owner, or whatever its class raises
         operation.error = error.with_traceback(None)
