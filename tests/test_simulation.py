@@ -142,7 +142,9 @@ def test_any_calls_on_a_simulated_stream_answer_as_on_a_real_one(
             agree(real, simulated)
         edges = simulated.edges()
         assert real.edges() == edges
-        assert (real.edges(), simulated.edges()) == ({}, {})  # told once
+        assert simulated.edges() == {}  # told once
+        # So is the real one, unless an acknowledgement that has taken its time comes just now.
+        assert real.edges().items() <= edges.items()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
