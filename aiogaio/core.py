@@ -283,10 +283,10 @@ class Core:
         if operation.silence is not None:
             operation.due = self._clock() + operation.silence
 
-    def _submit(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
-        """Enter a request of ``count`` bytes, made in the loop's thread: behind the inbox's."""
+    def _submit(self, record: Record, enter: Callable[[], None]) -> None:
+        """Enter a request from the loop's thread: behind what is in the inbox."""
         if self._busy or self._inbox.waiting:
-            self._post_request(record, enter, count)
+            self._post_request(record, enter)
         else:
             self._undisturbed(enter)
 

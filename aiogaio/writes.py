@@ -40,12 +40,13 @@ class Writes(Reads):
 
     def _submit_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """A write, or a shutdown, from the loop's thread: behind what is in the inbox."""
-        waits = self._busy or self._inbox.waiting
-        if waits and isinstance(operation, Write) and operation.silent:
-            attempts.keep_rest(operation)
-        self._submit(
-            record, partial(self._enter_write, record, operation, due), bytes_left(operation)
-        )
+        enter = partial(self._enter_write, record, operation, due)
+        if self._busy or self._inbox.waiting:
+            if isinstance(operation, Write) and operation.silent:
+                attempts.keep_rest(operation)
+            self._post_request(record, enter, bytes_left(operation))
+        else:
+            self._undisturbed(enter)
 
     def _enter_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a write: send at once if nothing is before it, else queue it."""
