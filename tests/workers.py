@@ -27,6 +27,8 @@ def ending_in_order(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
+        for again in (signal.SIGINT, signal.SIGTERM):  # from one who is impatient
+            signal.signal(again, signal.SIG_IGN)
         end_children()
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
