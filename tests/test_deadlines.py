@@ -1092,7 +1092,7 @@ async def test_T4_many_deadlines_in_one_moment(name: str, connections: int) -> N
             stack.enter_context(peer)
         watcher = await stack.enter_async_context(Watcher(poller=name, max_pending=None))
         conns = [watcher.delegate(ours) for ours, _ in pairs]
-        deadline = loop.time() + 3
+        deadline = loop.time() + 6
         for _ in range(300_000 // connections):
             for conn in conns:
                 watcher.read(conn, deadline=deadline)
