@@ -14,7 +14,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from aiogaio.completions import Completions, Signal
+from aiogaio.completions import Completions, Drained, Signal
 from aiogaio.deadlines import Deadlines
 from aiogaio.errors import (
     ConnectionFreedError,
@@ -346,15 +346,11 @@ class Core:
 
     async def _inbox_emptied(self) -> None:
         """Wait until what is in the inbox now has been run, as the loop comes to it."""
-        emptied: asyncio.Future[None] = self._loop.create_future()
-
-        def reached() -> None:
-            if not emptied.done():
-                emptied.set_result(None)
-
-        self._post_quietly(reached)
+        emptied = Drained(self._loop)
+        emptied.expect()
+        self._post_quietly(emptied.reached)
         if self._inbox.waiting:
-            await emptied
+            await emptied.wait()
 
 
 def again(error: Exception) -> Exception:

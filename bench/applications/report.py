@@ -29,14 +29,18 @@ def verdict(target: Target, rows: list[Row]) -> str:
 
 def ratios(ours: Row, rival: Row) -> Spread | None:
     """Ours by the rival's, round by round; none if one of them has no figures."""
-    rounds = list(zip(ours.rates, rival.rates, strict=False))
-    return spread(our / its for our, its in rounds) if rounds else None
+    return _by_round(ours.rates, rival.rates)
 
 
 def cpu_ratio(ours: Row, rival: Row) -> float | None:
     """The same by the servers' CPU time."""
-    rounds = list(zip(ours.cpu_rates, rival.cpu_rates, strict=False))
-    return statistics.median(our / its for our, its in rounds) if rounds else None
+    found = _by_round(ours.cpu_rates, rival.cpu_rates)
+    return found.median if found else None
+
+
+def _by_round(ours: list[float], rivals: list[float]) -> Spread | None:
+    rounds = list(zip(ours, rivals, strict=False))
+    return spread(our / its for our, its in rounds) if rounds else None
 
 
 def find(rows: list[Row], load: str, server: str) -> Row:
