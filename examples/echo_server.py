@@ -11,11 +11,11 @@ from aiogaio import OpType, Watcher
 
 
 async def main(listener: socket.socket) -> None:
-    host, at, *_ = listener.getsockname()
-    print(f"echo on [{host}]:{at}" if ":" in host else f"echo on {host}:{at}", flush=True)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
+    host, at, *_ = listener.getsockname()
+    print(f"echo on [{host}]:{at}" if ":" in host else f"echo on {host}:{at}", flush=True)
     async with Watcher() as watcher:
         watcher.accept(listener, multishot=True)  # delegates the listener
         async for results in watcher:

@@ -121,6 +121,11 @@ class Server(uvicorn.Server):
         yield
 
 
+def say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(text, flush=True)
+
+
 def printable(address: Any) -> str:
     host, number = address[:2]
     return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
@@ -145,8 +150,8 @@ async def main(web: socket.socket, listener: socket.socket, options: argparse.Na
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop)
-        print(f"web on http://{printable(web.getsockname())}/")
-        print(f"lines on {printable(here)}", flush=True)
+        say(f"web on http://{printable(web.getsockname())}/")
+        say(f"lines on {printable(here)}")
         tasks.create_task(lines.serve(listener))  # ends when the watcher is closed
         await server.serve(sockets=[web])
         await watcher.aclose(grace=1)

@@ -8,6 +8,7 @@ write, and nobody's time.
 
 import argparse
 import asyncio
+import contextlib
 import resource
 import signal
 import socket
@@ -113,7 +114,12 @@ class Feed:
         """Print the status, again and again."""
         while interval:
             await asyncio.sleep(interval)
-            print(self.status(), flush=True)
+            say(self.status())
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(text, flush=True)
 
 
 def printable(address: Any) -> str:
@@ -125,7 +131,7 @@ async def main(listener: socket.socket, arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print(f"pushing on {printable(listener.getsockname())}", flush=True)
+    say(f"pushing on {printable(listener.getsockname())}")
     async with Watcher() as watcher, asyncio.TaskGroup() as tasks:
         feed = Feed(watcher, arguments.patience)
         tasks.create_task(feed.serve(listener))  # ends when the watcher is closed
@@ -135,7 +141,7 @@ async def main(listener: socket.socket, arguments: argparse.Namespace) -> None:
             tasks.create_task(feed.report(arguments.report)),
         ]
         await stop.wait()
-        print(feed.status(), flush=True)
+        say(feed.status())
         for task in others:
             task.cancel()
         await watcher.aclose(grace=1)

@@ -230,6 +230,11 @@ def close(conn: Connection, error: Exception | None) -> None:
     conn.close()
 
 
+def say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(text, flush=True)
+
+
 def printable(address: Any) -> str:
     host, number = address[:2]
     return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
@@ -242,10 +247,10 @@ async def main(listener: socket.socket, patience: float, idle: float) -> None:
         loop.add_signal_handler(number, task.cancel)
     async with Watcher() as watcher:
         proxy = Proxy(watcher, patience, idle)
-        print(f"SOCKS5 on {printable(listener.getsockname())}", flush=True)
+        say(f"SOCKS5 on {printable(listener.getsockname())}")
         with contextlib.suppress(asyncio.CancelledError):
             await proxy.serve(listener)
-    print(f"closed: {proxy.relayed} connections relayed, {proxy.refused} refused")
+    say(f"closed: {proxy.relayed} connections relayed, {proxy.refused} refused")
 
 
 def within(kind: type, least: float, most: float) -> Callable[[str], Any]:

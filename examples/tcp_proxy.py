@@ -94,6 +94,11 @@ def complain(what: str, error: Exception) -> None:
     print(f"{what}: {error}", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(text, flush=True)
+
+
 def printable(address: Any) -> str:
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -108,10 +113,10 @@ async def main(
         loop.add_signal_handler(number, task.cancel)
     async with Watcher() as watcher:
         proxy = Proxy(watcher, targets, patience, idle)
-        print(f"proxy on {printable(listener.getsockname())}", flush=True)
+        say(f"proxy on {printable(listener.getsockname())}")
         with contextlib.suppress(asyncio.CancelledError):
             await proxy.serve(listener)
-    print(
+    say(
         f"closed: {proxy.relayed} connections relayed, {proxy.sent} bytes there and "
         f"{proxy.received} back; {proxy.failed} not connected"
     )

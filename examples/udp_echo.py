@@ -50,6 +50,11 @@ class Echo:
         )
 
 
+def say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end
+        print(text, flush=True)
+
+
 def printable(address: Any) -> str:
     host, number = address[:2]
     return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
@@ -61,10 +66,10 @@ async def main(sock: socket.socket, size: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     async with Watcher(buffer_size=size, max_queued_bytes=QUEUE) as watcher:
-        print(f"UDP echo on {printable(sock.getsockname())}", flush=True)
+        say(f"UDP echo on {printable(sock.getsockname())}")
         with contextlib.suppress(asyncio.CancelledError):
             await echo.serve(watcher, sock)
-    print(echo)
+    say(str(echo))
 
 
 def within(kind: type, least: float, most: float) -> Callable[[str], Any]:

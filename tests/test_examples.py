@@ -123,6 +123,15 @@ def test_an_example_says_of_an_argument_of_its_own_what_is_wrong(
     example(name).assert_refuses(*arguments, complaint=complaint)
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_ends_in_order_when_nobody_reads_its_output(name: str) -> None:
+    """As with `| tee` and Ctrl-C, which ends tee first."""
+    with example(name).running(*EXAMPLES[name]) as (process, _):
+        assert process.stdout is not None
+        process.stdout.close()
+        assert stopped(process, signal.SIGINT) == ""
+
+
 def test_all_examples_can_run_beside_each_other() -> None:
     """Each has a port of its own by default."""
     ports = [
