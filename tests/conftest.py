@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
@@ -24,6 +25,15 @@ except ImportError:  # uvloop has no wheel for this interpreter: stock asyncio a
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
 if uvloop is not None:
     LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that are interrupted here must not inherit that SIGINT is ignored.
+
+    It is in all that a shell script starts in the background (POSIX, "Asynchronous Lists").
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories(
