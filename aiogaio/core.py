@@ -288,7 +288,22 @@ class Core:
         if self._busy or self._inbox.waiting:
             self._post_request(record, enter)
         else:
+            self._enter(record, enter)
+
+    def _enter(self, record: Record, enter: Callable[[], None]) -> None:
+        """Have a request enter; if something is raised meanwhile, it does not wait for ever."""
+        try:
             self._undisturbed(enter)
+        except BaseException:  # a signal handler's, most likely
+            self._attempt_later(record)
+            raise
+
+    def _attempt_later(self, record: Record) -> None:
+        """Something was raised in an attempt: whether the connection is ready is not known."""
+        if record.open:
+            record.readable, record.writable = True, not record.listening
+            self._put_off(record)
+            self._schedule_turn()
 
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
@@ -298,13 +313,13 @@ class Core:
     def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
         """Post a request of ``count`` bytes, so that it is counted."""
         if not self._exact and (count < _COUNTED or self._limits is None):
-            self._post(partial(self._undisturbed, enter))
+            self._post(partial(self._enter, record, enter))
             return
 
         def enter_counted() -> None:
             with self._inbox.lock:  # else a thread that looks meanwhile would find it nowhere
                 self._count_posted(record, -1, -count)
-                self._undisturbed(enter)
+                self._enter(record, enter)
 
         with self._inbox.lock:
             self._post(enter_counted)

@@ -21,6 +21,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -97,10 +98,9 @@ class Proactor(Joints):
         self._read_limit = self._bytes_read + BURST_BYTES
         self._write_limit = self._bytes_written + BURST_BYTES
         self._turn_limit = self._bytes_read + self._bytes_written + TURN_BYTES
-        events = self._poller.poll(self._events)
         if self._backlog:
             self._serve_backlog()
-        self._take(events)
+        self._take(self._poller.poll(self._events))
         if self._hungry:
             self._feed()
         # Large messages in small batches: what is received has to be in the processor's cache still
@@ -281,9 +281,8 @@ class Proactor(Joints):
                         self._advance_reads(record)
                 if record.writes is not None and (record.writable or record.doomed is not None):
                     self._advance_writes(record)
-            except BaseException:  # as in _take()
-                self._put_off(record)
-                self._schedule_turn()
+            except BaseException:  # as in _enter()
+                self._attempt_later(record)
                 raise
 
     # --- Completions -----------------------------------------------------------------------------
@@ -362,21 +361,28 @@ class Proactor(Joints):
         now = self._loop.time()
         stop = time.monotonic() + WORK_SLICE
         expired = 0
-        while (operation := self._deadlines.pop_expired(now)) is not None:
-            expired += 1
-            silence = operation.silence if isinstance(operation, Armed) else None
-            if silence is not None and operation.conn._record.read_paused:
-                self._deadlines.add(operation, now + silence)  # it is not the peer that was silent
-            else:
-                self._undisturbed(partial(self._expire, operation))
-            if expired % 64 == 0 and time.monotonic() > stop:
-                break
-        earliest = self._deadlines.earliest()
-        if earliest is not None:
-            # uvloop's timers count whole milliseconds and may come up to half of one early.
-            self._timer.set(earliest if expired else max(earliest, now + 0.001))
-        if self._ready:
-            self._signal.wake()
+        operation = None
+        try:
+            while (operation := self._deadlines.pop_expired(now)) is not None:
+                expired += 1
+                silence = operation.silence if isinstance(operation, Armed) else None
+                if silence is not None and operation.conn._record.read_paused:
+                    self._deadlines.add(operation, now + silence)  # the peer was not silent
+                else:
+                    self._undisturbed(partial(self._expire, operation))
+                if expired % 64 == 0 and time.monotonic() > stop:
+                    break
+        except BaseException:  # a signal handler's, most likely
+            if operation is not None and not operation.completed:
+                self._deadlines.add(operation, now)
+            raise
+        finally:
+            earliest = self._deadlines.earliest()
+            if earliest is not None:
+                # uvloop's timers count whole milliseconds and may come up to half of one early.
+                self._timer.set(earliest if expired else max(earliest, now + 0.001))
+            if self._ready:
+                self._signal.wake()
 
     def _expire(self, operation: Operation) -> None:
         self._withdraw(operation, DeadlineExceededError("the operation's deadline has passed"))
@@ -427,33 +433,41 @@ class Proactor(Joints):
         """Complete all that is pending on a connection, reads first, and close it now."""
         fd = record.fileno()
         record.open = record.plain = record.readable = record.writable = False
-        pending = _pending_in_order(record)
+        pending = deque(_pending_in_order(record))
         record.hangups = None
-        for operation in pending:
+        try:
+            self._complete_all(pending, error)
+        except BaseException:  # a signal handler's, most likely: it goes on where it was
+            self._complete_all(pending, error)
+            raise
+        finally:
+            record.reads = record.reads_tail = record.writes = record.writes_tail = None
+            record.doomed = record.rest = None
+            record.behind = 0
+            self._count_bytes(record, -record.queued_bytes)
+            if self._instrument is not None:
+                self._instrument.connection_closed(fd)
+            if fd < len(self._records) and self._records[fd] is record:
+                self._records[fd] = None
+                if self._poller.unregister(record):
+                    record.close()
+                else:  # the number is somebody else's by now, and not ours to close
+                    record.detach()
+            else:
+                record.close()
+            if self._ready:
+                self._signal.wake()
+
+    def _complete_all(self, pending: deque[Operation], error: Exception) -> None:
+        """Complete what was pending on a connection that is being closed."""
+        while pending:
+            operation = pending[0]
             if isinstance(operation, Gate):
                 self._end_joint(operation.joint, again(error))
-            elif isinstance(operation, Fence):
-                operation._next = operation._previous = None
-                operation.reach()
             elif not operation.completed:
                 operation._next = operation._previous = None
-                self._finish(operation, again(error))
-        record.reads = record.reads_tail = record.writes = record.writes_tail = None
-        record.doomed = record.rest = None
-        record.behind = 0
-        self._count_bytes(record, -record.queued_bytes)
-        if self._instrument is not None:
-            self._instrument.connection_closed(fd)
-        if fd < len(self._records) and self._records[fd] is record:
-            self._records[fd] = None
-            if self._poller.unregister(record):
-                record.close()
-            else:  # the number is somebody else's by now, and not ours to close
-                record.detach()
-        else:
-            record.close()
-        if self._ready:
-            self._signal.wake()
+                self._drop(operation, again(error))
+            pending.popleft()
 
     def _release_orphan(self, record: Record) -> None:
         """Close a connection that nobody holds. Called by a finalizer, in any thread."""
@@ -486,17 +500,24 @@ class Proactor(Joints):
         self._closed = True
         self._backlog.clear()
         self._hungry.clear()
-        self._undisturbed(self._release_all)
-        try:
-            while self._inbox.waiting:
+        raised: list[BaseException] = []  # by signal handlers, most likely: there is no second try
+        self._undisturbed(partial(self._release_all, raised))
+        while self._inbox.waiting:
+            try:
                 self._run_inbox()
-        finally:
-            self._let_go()
+            except BaseException as error:
+                raised.append(error)
+        self._let_go()
+        if raised:
+            raise raised[-1]
 
-    def _release_all(self) -> None:
+    def _release_all(self, raised: list[BaseException]) -> None:
         for record in self._records:
             if record is not None:
-                self._release(record, WatcherClosedError("the watcher was closed"))
+                try:
+                    self._release(record, WatcherClosedError("the watcher was closed"))
+                except BaseException as error:
+                    raised.append(error)
 
     def _let_go(self) -> None:
         """Close what belongs to the watcher itself."""

@@ -205,7 +205,11 @@ class Reads(Core):
             record = hungry.popleft()
             record.read_paused = False
             if record.reads is not None and record.readable:
-                self._advance_reads(record)
+                try:
+                    self._advance_reads(record)
+                except BaseException:  # as in _enter()
+                    self._attempt_later(record)
+                    raise
 
     def _resume(self, record: Record) -> None:
         """Let an armed request take again."""

@@ -46,7 +46,7 @@ class Writes(Reads):
                 attempts.keep_rest(operation)
             self._post_request(record, enter, bytes_left(operation))
         else:
-            self._undisturbed(enter)
+            self._enter(record, enter)
 
     def _enter_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a write: send at once if nothing is before it, else queue it."""

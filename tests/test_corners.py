@@ -12,7 +12,8 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,13 @@ from aiogaio import (
     ConnectionFreedError,
     DeadlineExceededError,
     EndOfStreamError,
+    Operation,
     OpType,
     UnsupportedConnectionError,
     Watcher,
 )
 from aiogaio.connection import Record
+from tests.probes import unread, until
 from tests.support import collect, one, reset, settle, tcp_pair
 
 
@@ -429,6 +432,153 @@ async def test_D1_what_a_turn_could_not_do_is_left_to_the_next(
     for server, client in pairs:
         watcher.free(server)
         client.close()
+
+
+@contextlib.contextmanager
+def interrupting(kind: type, name: str) -> Iterator[None]:
+    """Let the next call of a method raise, as a signal handler does in the middle of anything."""
+    method, calls = getattr(kind, name), 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ZeroDivisionError
+        return method(*arguments)
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, interrupted)
+        yield
+    loop.set_exception_handler(None)
+    assert calls, "nothing was interrupted"
+
+
+async def in_spite_of_it(watcher: Watcher, count: int) -> list[Operation]:
+    """So many results, whatever is raised in between."""
+    results: list[Operation] = []
+    async with asyncio.timeout(10):
+        while len(results) < count:
+            with contextlib.suppress(ZeroDivisionError):
+                results += await watcher.wait_io()
+    return results
+
+
+async def test_D1_events_behind_a_backlog_that_was_interrupted_are_not_lost(
+    watcher: Watcher,
+) -> None:
+    (busy, busy_client), (quiet, quiet_client) = tcp_pair(), tcp_pair()
+    with busy_client, quiet_client:
+        reads = [watcher.read(busy, bytearray(1)) for _ in range(40)]
+        behind = watcher.read(quiet)
+        await settle()
+        busy_client.sendall(bytes(40))
+        await until(lambda: reads[0].completed)
+        assert not reads[-1].completed  # the rest is in the backlog
+        quiet_client.sendall(b"told once")
+        with interrupting(Record, "recv_into"):
+            results = await in_spite_of_it(watcher, 41)
+        assert {id(op) for op in results} == {id(op) for op in [*reads, behind]}
+        assert behind.data == b"told once"
+        watcher.free(busy)
+        watcher.free(quiet)
+
+
+async def test_D1_multishot_read_interrupted_when_there_is_room_goes_on(poller: str) -> None:
+    async with Watcher(poller=poller, batch_size=1) as watcher:  # type: ignore[arg-type]
+        pairs = [tcp_pair() for _ in range(3)]
+        for number, (server, client) in enumerate(pairs):
+            watcher.read(server, multishot=True, context=number)
+            client.sendall(b"x")
+        await until(lambda: watcher.statistics().bytes_read == 1)
+        await settle()
+        with interrupting(Record, "recv"):
+            results = await in_spite_of_it(watcher, 3)
+        assert sorted(op.context for op in results) == [0, 1, 2]
+        for server, client in pairs:
+            watcher.free(server)
+            client.close()
+        watcher.poll_io()
+
+
+@pytest.mark.parametrize("step", ["_withdraw", "_finish"])
+async def test_T1_deadlines_that_were_interrupted_are_kept(watcher: Watcher, step: str) -> None:
+    pairs = [tcp_pair() for _ in range(3)]
+    reads = [watcher.read(server, timeout=0.01) for server, _ in pairs]
+    with interrupting(Watcher, step):
+        results = await in_spite_of_it(watcher, 3)
+    assert {id(op) for op in results} == {id(op) for op in reads}
+    assert {type(op.error) for op in reads} == {DeadlineExceededError}
+    assert watcher.statistics().pending == 0
+    for server, client in pairs:
+        watcher.free(server)
+        client.close()
+
+
+@pytest.mark.parametrize("from_a_thread", [False, True])
+async def test_D1_request_interrupted_as_it_enters_holds_nobody_up(
+    watcher: Watcher, from_a_thread: bool
+) -> None:
+    """No event will come: that the socket is readable was told before."""
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        arrived = watcher.read(conn)
+        client.sendall(b"first")
+        assert await one(watcher) is arrived
+        client.sendall(b"12")
+        await until(lambda: unread(conn) == 2)
+        await settle()
+        with interrupting(Record, "recv_into"):
+            if from_a_thread:
+                first = watcher.threadsafe.read(conn, bytearray(1))
+                later = watcher.threadsafe.read(conn, bytearray(1))
+                assert await in_spite_of_it(watcher, 2) == [first, later]
+            else:
+                with pytest.raises(ZeroDivisionError):
+                    watcher.read(conn, bytearray(1))
+                later = watcher.read(conn, bytearray(1))
+                assert (await in_spite_of_it(watcher, 2))[-1] is later
+        assert bytes(later.data) == b"2"
+        watcher.free(conn)
+
+
+@pytest.mark.parametrize("how", ["free", "close"])
+async def test_O2_what_is_pending_completes_though_its_end_is_interrupted(
+    poller: str, how: str
+) -> None:
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        pairs = [tcp_pair() for _ in range(3)]
+        conns = [watcher.delegate(server) for server, _ in pairs]
+        requests = [watcher.read(conn) for conn in conns for _ in range(3)]
+        requests += [watcher.notify_hangup(conn) for conn in conns]
+        post = watcher.threadsafe.read(conns[0])
+        with interrupting(Watcher, "_finish"):
+            with pytest.raises(ZeroDivisionError):
+                conns[0].close() if how == "free" else watcher.close()
+            for conn in conns:
+                assert watcher.free(conn) is (how == "free" and conn is not conns[0])
+            results = await in_spite_of_it(watcher, 13)
+        assert {id(op) for op in results} == {id(op) for op in [*requests, post]}
+        assert all(op.error is not None for op in results)
+        assert all(client.recv(1) == b"" for _, client in pairs)
+        for _, client in pairs:
+            client.close()
+
+
+async def test_D1_an_action_that_raises_as_the_watcher_closes_keeps_nobody_from_the_end(
+    poller: str,
+) -> None:
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        server, client = tcp_pair()
+        conn = watcher.delegate(server)
+        with client:
+            watcher._post(lambda: 1 / 0)
+            request = watcher.threadsafe.read(conn)
+            with pytest.raises(ZeroDivisionError):
+                watcher.close()
+            assert watcher.poll_io() == [request]
 
 
 @pytest.mark.parametrize("multishot", [False, True])
