@@ -201,6 +201,10 @@ class Core:
         """Have the poller report a descriptor, and know it by its number."""
         raise NotImplementedError
 
+    def _release(self, record: Record, error: Exception) -> None:
+        """Complete all that is pending on a connection, reads first, and close it now."""
+        raise NotImplementedError
+
     def _advance_joint(self, joint: Joint) -> None:
         """Carry a joint request on, if all its gates are the first of their queues."""
         raise NotImplementedError
@@ -248,9 +252,9 @@ class Core:
         """Complete an operation that is in no queue any more, and deliver it."""
         if error is not None:
             operation.error = error.with_traceback(None)
-        operation.completed = True
         if operation._timer is not None:
             self._deadlines.discard(operation)
+        operation.completed = True
         self._deliver(operation)
 
     def _settle(self) -> None:
@@ -283,43 +287,58 @@ class Core:
         if operation.silence is not None:
             operation.due = self._clock() + operation.silence
 
-    def _submit(self, record: Record, enter: Callable[[], None]) -> None:
+    def _submit(self, operation: Operation, enter: Callable[[], None]) -> None:
         """Enter a request from the loop's thread: behind what is in the inbox."""
         if self._busy or self._inbox.waiting:
-            self._post_request(record, enter)
+            self._post_request(operation, enter)
         else:
-            self._enter(record, enter)
+            self._enter(operation, enter)
 
-    def _enter(self, record: Record, enter: Callable[[], None]) -> None:
-        """Have a request enter; if something is raised meanwhile, it does not wait for ever."""
+    def _enter(self, operation: Operation, enter: Callable[[], None]) -> None:
+        """Have a request enter; it comes to its end also if something is raised meanwhile."""
         try:
             self._undisturbed(enter)
-        except BaseException:  # a signal handler's, most likely
-            self._attempt_later(record)
+        except BaseException as error:
+            self._break_off(operation.conn._record, error, operation)
             raise
 
-    def _attempt_later(self, record: Record) -> None:
-        """Something was raised in an attempt: whether the connection is ready is not known."""
-        if record.open:
-            record.readable, record.writable = True, not record.listening
+    def _break_off(
+        self, record: Record, error: BaseException, operation: Operation | None = None
+    ) -> None:
+        """Something was raised in the middle: by a signal handler, or there was no memory.
+
+        Nobody knows whether the system call was made, and what of it was written down. To go on
+        might send bytes twice, or leave some out: the connection is freed. A listener goes on.
+        """
+        reason = ConnectionFreedError(f"the connection was freed: {error!r} broke an attempt off")
+        if record.open and record.listening:
+            record.readable = True
             self._put_off(record)
             self._schedule_turn()
+        elif record.open:
+            self._undisturbed(partial(self._release, record, reason))
+        if operation is not None:  # which may be in no queue
+            self._undisturbed(partial(self._withdraw, operation, reason))
+        self._signal.wake()
 
     def _post(self, action: Callable[[], object]) -> None:
         """Have ``action`` run in the loop's thread; it runs also if the watcher closes first."""
         self._inbox.post(action, self._on_inbox)
         self._direct = False
 
-    def _post_request(self, record: Record, enter: Callable[[], None], count: int = 0) -> None:
+    def _post_request(
+        self, operation: Operation, enter: Callable[[], None], count: int = 0
+    ) -> None:
         """Post a request of ``count`` bytes, so that it is counted."""
         if not self._exact and (count < _COUNTED or self._limits is None):
-            self._post(partial(self._enter, record, enter))
+            self._post(partial(self._enter, operation, enter))
             return
+        record = operation.conn._record
 
         def enter_counted() -> None:
             with self._inbox.lock:  # else a thread that looks meanwhile would find it nowhere
                 self._count_posted(record, -1, -count)
-                self._enter(record, enter)
+                self._enter(operation, enter)
 
         with self._inbox.lock:
             self._post(enter_counted)

@@ -28,7 +28,7 @@ class Joints(Writes):
 
     def _submit_joint(self, joint: Joint, due: float | None) -> None:
         """From the loop's thread: behind what is in the inbox."""
-        self._submit(joint.conn._record, partial(self._enter_joint, joint, due))
+        self._submit(joint, partial(self._enter_joint, joint, due))
 
     def _enter_joint(self, joint: Joint, due: float | None) -> None:
         """Accept the request: begin if nothing is before it, else queue it."""

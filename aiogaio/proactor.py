@@ -87,8 +87,10 @@ class Proactor(Joints):
         if self._closed:
             return False
         if not self._busy:
-            self._undisturbed(self._make_turn)
-            self._settle()
+            try:
+                self._undisturbed(self._make_turn)
+            finally:
+                self._settle()
         return True
 
     def _make_turn(self) -> None:
@@ -122,6 +124,7 @@ class Proactor(Joints):
         receive, receive_shot = attempts.receive, attempts.receive_shot
         bytes_read = shots = 0
         left = iter(events)
+        record = None
         try:
             for fd, bits in left:
                 record = records[fd]
@@ -178,8 +181,10 @@ class Proactor(Joints):
                         self._put_off(record)
                     else:
                         self._advance_writes(record)
-        except BaseException:  # a signal handler's, most likely
-            self._take_later([(fd, bits), *left])
+        except BaseException as error:
+            if record is not None:
+                self._break_off(record, error)
+            self._take_later(left)
             raise
         finally:
             self._bytes_read += bytes_read
@@ -234,6 +239,9 @@ class Proactor(Joints):
                     self._deliver(shot)
                     if record.readable:
                         self._advance_reads(record)
+            except BaseException as error:
+                self._break_off(record, error)
+                raise
             finally:
                 self._busy, self._direct = False, self._fast and not self._inbox.waiting
         elif type(operation) is Operation:
@@ -244,6 +252,9 @@ class Proactor(Joints):
                     record.reads = None
                     self._bytes_read += operation.size
                     self._finish(operation)
+            except BaseException as error:
+                self._break_off(record, error)
+                raise
             finally:
                 self._busy, self._direct = False, self._fast and not self._inbox.waiting
         else:
@@ -268,12 +279,11 @@ class Proactor(Joints):
         """Let each connection that can go on do so once, as far as a turn's bytes reach."""
         backlog = self._backlog
         for _ in range(min(len(backlog), self._batch_size)):
+            if self._tired():  # who has had no turn stands before those who had one
+                break
             record = backlog.popleft()
-            record.in_backlog = False
-            if self._tired():
-                self._put_off(record)
-                continue
             try:
+                record.in_backlog = False
                 if record.reads is not None and record.readable:
                     if self._hungry and isinstance(record.reads, Armed):
                         self._queue_up(record)
@@ -281,8 +291,8 @@ class Proactor(Joints):
                         self._advance_reads(record)
                 if record.writes is not None and (record.writable or record.doomed is not None):
                     self._advance_writes(record)
-            except BaseException:  # as in _enter()
-                self._attempt_later(record)
+            except BaseException as error:
+                self._break_off(record, error)
                 raise
 
     # --- Completions -----------------------------------------------------------------------------
@@ -309,6 +319,8 @@ class Proactor(Joints):
 
     def _withdraw(self, operation: Operation, error: Exception) -> None:
         """Complete a pending operation, wherever it stands in its queue."""
+        if operation.completed:  # by a finalizer or signal handler, since the caller looked
+            return
         if isinstance(operation, Joint):
             self._end_joint(operation, error)
             return
@@ -372,9 +384,9 @@ class Proactor(Joints):
                     self._undisturbed(partial(self._expire, operation))
                 if expired % 64 == 0 and time.monotonic() > stop:
                     break
-        except BaseException:  # a signal handler's, most likely
-            if operation is not None and not operation.completed:
-                self._deadlines.add(operation, now)
+        except BaseException as error:
+            if operation is not None and operation._timer is None:
+                self._break_off(operation.conn._record, error, operation)
             raise
         finally:
             earliest = self._deadlines.earliest()
@@ -435,39 +447,50 @@ class Proactor(Joints):
         record.open = record.plain = record.readable = record.writable = False
         pending = deque(_pending_in_order(record))
         record.hangups = None
-        try:
-            self._complete_all(pending, error)
-        except BaseException:  # a signal handler's, most likely: it goes on where it was
-            self._complete_all(pending, error)
-            raise
-        finally:
-            record.reads = record.reads_tail = record.writes = record.writes_tail = None
-            record.doomed = record.rest = None
-            record.behind = 0
-            self._count_bytes(record, -record.queued_bytes)
-            if self._instrument is not None:
-                self._instrument.connection_closed(fd)
-            if fd < len(self._records) and self._records[fd] is record:
-                self._records[fd] = None
-                if self._poller.unregister(record):
-                    record.close()
-                else:  # the number is somebody else's by now, and not ours to close
-                    record.detach()
-            else:
+        raised = self._complete_all(pending, error)
+        record.reads = record.reads_tail = record.writes = record.writes_tail = None
+        record.doomed = record.rest = None
+        record.behind = 0
+        self._count_bytes(record, -record.queued_bytes)
+        if self._instrument is not None:
+            self._instrument.connection_closed(fd)
+        if fd < len(self._records) and self._records[fd] is record:
+            self._records[fd] = None
+            if self._poller.unregister(record):
                 record.close()
-            if self._ready:
-                self._signal.wake()
+            else:  # the number is somebody else's by now, and not ours to close
+                record.detach()
+        else:
+            record.close()
+        if self._ready:
+            self._signal.wake()
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised  # it knows this frame
 
-    def _complete_all(self, pending: deque[Operation], error: Exception) -> None:
-        """Complete what was pending on a connection that is being closed."""
+    def _complete_all(self, pending: deque[Operation], error: Exception) -> BaseException | None:
+        """Complete what was pending on a connection. Returns what was raised in between."""
+        raised = tried = None
         while pending:
             operation = pending[0]
-            if isinstance(operation, Gate):
-                self._end_joint(operation.joint, again(error))
-            elif not operation.completed:
-                operation._next = operation._previous = None
-                self._drop(operation, again(error))
+            try:
+                if isinstance(operation, Gate):
+                    self._end_joint(operation.joint, again(error))
+                elif not operation.completed:
+                    operation._next = operation._previous = None
+                    self._drop(operation, again(error))
+            except BaseException as interruption:
+                raised = interruption
+                if tried is not operation:  # once more
+                    tried = operation
+                    continue
             pending.popleft()
+        try:
+            return raised
+        finally:
+            del raised  # it knows this frame
 
     def _release_orphan(self, record: Record) -> None:
         """Close a connection that nobody holds. Called by a finalizer, in any thread."""
@@ -500,7 +523,7 @@ class Proactor(Joints):
         self._closed = True
         self._backlog.clear()
         self._hungry.clear()
-        raised: list[BaseException] = []  # by signal handlers, most likely: there is no second try
+        raised: list[BaseException] = []
         self._undisturbed(partial(self._release_all, raised))
         while self._inbox.waiting:
             try:
@@ -509,14 +532,17 @@ class Proactor(Joints):
                 raised.append(error)
         self._let_go()
         if raised:
-            raise raised[-1]
+            try:
+                raise next((one for one in raised if not isinstance(one, Exception)), raised[0])
+            finally:
+                raised.clear()  # they know this frame
 
     def _release_all(self, raised: list[BaseException]) -> None:
         for record in self._records:
             if record is not None:
                 try:
                     self._release(record, WatcherClosedError("the watcher was closed"))
-                except BaseException as error:
+                except BaseException as error:  # the others are released all the same
                     raised.append(error)
 
     def _let_go(self) -> None:

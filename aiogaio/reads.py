@@ -38,7 +38,7 @@ class Reads(Core):
 
     def _submit_read(self, record: Record, operation: Operation, due: float | None) -> None:
         """A read or an accept from the loop's thread: behind what is in the inbox."""
-        self._submit(record, partial(self._enter_read, record, operation, due))
+        self._submit(operation, partial(self._enter_read, record, operation, due))
 
     def _enter_read(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a read or an accept: attempt it if nothing is before it, else queue it.
@@ -203,13 +203,13 @@ class Reads(Core):
             if len(ready) >= self._batch_size:
                 return
             record = hungry.popleft()
-            record.read_paused = False
-            if record.reads is not None and record.readable:
-                try:
+            try:
+                record.read_paused = False
+                if record.reads is not None and record.readable:
                     self._advance_reads(record)
-                except BaseException:  # as in _enter()
-                    self._attempt_later(record)
-                    raise
+            except BaseException as error:
+                self._break_off(record, error)
+                raise
 
     def _resume(self, record: Record) -> None:
         """Let an armed request take again."""
@@ -233,7 +233,7 @@ class Reads(Core):
 
     def _submit_hangup(self, record: Record, operation: Operation, due: float | None) -> None:
         """A request to be told when the peer hangs up, from the loop's thread."""
-        self._submit(record, partial(self._enter_hangup, record, operation, due))
+        self._submit(operation, partial(self._enter_hangup, record, operation, due))
 
     def _enter_hangup(self, record: Record, operation: Operation, due: float | None) -> None:
         self._submitted += 1

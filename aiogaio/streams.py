@@ -192,6 +192,9 @@ class StreamRequests(Checks):
                 if operation.size and not done:  # nothing may come between the two parts
                     self._enter_write(record, operation, due)
                     return operation
+            except BaseException as error:  # as in _enter()
+                self._break_off(record, error)
+                raise
             finally:
                 self._busy, self._direct = False, not self._inbox.waiting
             if done:

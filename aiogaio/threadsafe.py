@@ -183,4 +183,4 @@ class ThreadSafe:
         """Post a request that was made; the inbox's lock is held since."""
         record = operation.conn._record
         count = bytes_left(operation)
-        self._watcher._post_request(record, lambda: enter(record, operation, due), count)
+        self._watcher._post_request(operation, lambda: enter(record, operation, due), count)

@@ -175,18 +175,20 @@ class Watcher(MessageRequests):
             operation._next = operation._previous = operation._timer = None
             record = conn._record
             if record.reads is None and record.plain and self._direct:
-                if (
-                    record.readable
-                    and self._bytes_read < self._read_limit
-                    and attempts.receive(record, operation, self._buffer_size)
-                ):
-                    operation.completed = True
-                    self._submitted += 1
-                    self._bytes_read += operation.size
-                    self._deliver(operation)
-                    if self._signal.future is not None:
-                        self._signal.wake()
-                elif record.reads is None and record.plain and not record.readable:
+                if record.readable and self._bytes_read < self._read_limit:
+                    try:
+                        if attempts.receive(record, operation, self._buffer_size):
+                            operation.completed = True
+                            self._submitted += 1
+                            self._bytes_read += operation.size
+                            self._deliver(operation)
+                            if self._signal.future is not None:
+                                self._signal.wake()
+                            return operation
+                    except BaseException as error:  # as in _enter()
+                        self._break_off(record, error)
+                        raise
+                if record.reads is None and record.plain and not record.readable:
                     if deadline is not None or timeout == 0:  # it may be past
                         self._submit_read(record, operation, self._due(timeout, deadline))
                         return operation
@@ -330,6 +332,9 @@ class Watcher(MessageRequests):
                         rest.size = sent
                         self._enter_write(record, rest, self._due(timeout, deadline))
                         return rest
+                except BaseException as error:  # as in _enter()
+                    self._break_off(record, error)
+                    raise
                 finally:
                     self._busy, self._direct = False, not self._inbox.waiting
                 if operation is None:

@@ -44,9 +44,9 @@ class Writes(Reads):
         if self._busy or self._inbox.waiting:
             if isinstance(operation, Write) and operation.silent:
                 attempts.keep_rest(operation)
-            self._post_request(record, enter, bytes_left(operation))
+            self._post_request(operation, enter, bytes_left(operation))
         else:
-            self._enter(record, enter)
+            self._enter(operation, enter)
 
     def _enter_write(self, record: Record, operation: Operation, due: float | None) -> None:
         """Accept a write: send at once if nothing is before it, else queue it."""

@@ -12,7 +12,9 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,13 +25,15 @@ from aiogaio import (
     DeadlineExceededError,
     EndOfStreamError,
     Operation,
+    OperationCancelledError,
     OpType,
     UnsupportedConnectionError,
     Watcher,
 )
 from aiogaio.connection import Record
-from tests.probes import unread, until
-from tests.support import collect, one, reset, settle, tcp_pair
+from aiogaio.deadlines import Deadlines
+from tests.probes import collecting_by_hand, unread, until
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 
 async def test_D1_end_that_came_before_a_thread_delegates_is_told(watcher: Watcher) -> None:
@@ -400,51 +404,22 @@ async def test_D1_what_is_behind_an_action_that_raised_in_the_inbox_is_not_lost(
     assert [type(error) for error in raised] == [ZeroDivisionError]
 
 
-async def test_D1_what_a_turn_could_not_do_is_left_to_the_next(
-    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A signal handler raises in the middle: the events behind are told once only."""
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: None)
-    pairs = [tcp_pair() for _ in range(4)]
-    recv, calls = socket.socket.recv, 0
-
-    def interrupted(self: Record, room: int) -> bytes:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise ZeroDivisionError
-        return recv(self, room)
-
-    reads = [watcher.read(server) for server, _ in pairs]
-    await settle()
-    monkeypatch.setattr(Record, "recv", interrupted)
-    for _, client in pairs:
-        client.sendall(b"x")
-    results = []
-    async with asyncio.timeout(10):
-        while len(results) < 4:
-            with contextlib.suppress(ZeroDivisionError):
-                results += await watcher.wait_io()
-    assert {id(op) for op in results} == {id(op) for op in reads}
-    assert [op.data for op in results] == [b"x"] * 4
-    loop.set_exception_handler(None)
-    for server, client in pairs:
-        watcher.free(server)
-        client.close()
-
-
 @contextlib.contextmanager
-def interrupting(kind: type, name: str) -> Iterator[None]:
-    """Let the next call of a method raise, as a signal handler does in the middle of anything."""
+def interrupting(kind: type, name: str, *, done: bool) -> Iterator[None]:
+    """Let the next call of a method raise, as a signal handler does in the middle of anything.
+
+    What it does is done by then, or not. The tests end with the same handler of the loop's errors.
+    """
     method, calls = getattr(kind, name), 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
+        if calls > 1 or done:
+            result = method(*arguments)
         if calls == 1:
             raise ZeroDivisionError
-        return method(*arguments)
+        return result
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda *_: None)
@@ -456,17 +431,51 @@ def interrupting(kind: type, name: str) -> Iterator[None]:
 
 
 async def in_spite_of_it(watcher: Watcher, count: int) -> list[Operation]:
-    """So many results, whatever is raised in between."""
+    """So many results, whatever is raised in between, and no more."""
     results: list[Operation] = []
     async with asyncio.timeout(10):
         while len(results) < count:
             with contextlib.suppress(ZeroDivisionError):
                 results += await watcher.wait_io()
+    await settle()
+    assert watcher.poll_io() == []
+    assert len({id(op) for op in results}) == count
     return results
 
 
-async def test_D1_events_behind_a_backlog_that_was_interrupted_are_not_lost(
-    watcher: Watcher,
+def broken_off(results: Sequence[Operation]) -> list[Operation]:
+    """Those that ended since their connection was freed, in the middle of an attempt."""
+    ended = [op for op in results if isinstance(op.error, ConnectionFreedError)]
+    assert all(op.conn.closed for op in ended)
+    return ended
+
+
+INTERRUPTED = pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+
+
+@INTERRUPTED
+async def test_D1_what_an_interrupted_turn_could_not_do_is_left_to_the_next(
+    watcher: Watcher, done: bool
+) -> None:
+    """Its events are told once only."""
+    pairs = [tcp_pair() for _ in range(4)]
+    for server, _ in pairs:
+        watcher.read(server)
+    await settle()
+    for _, client in pairs:
+        client.sendall(b"x")
+    with interrupting(Record, "recv", done=done):
+        results = await in_spite_of_it(watcher, 4)
+    assert len(broken_off(results)) == 1
+    assert sorted(op.data for op in results) == [b"", b"x", b"x", b"x"]
+    for server, client in pairs:
+        watcher.free(server)
+        client.close()
+
+
+@INTERRUPTED
+async def test_D1_events_behind_an_interrupted_backlog_are_not_lost(
+    watcher: Watcher, done: bool
 ) -> None:
     (busy, busy_client), (quiet, quiet_client) = tcp_pair(), tcp_pair()
     with busy_client, quiet_client:
@@ -477,15 +486,18 @@ async def test_D1_events_behind_a_backlog_that_was_interrupted_are_not_lost(
         await until(lambda: reads[0].completed)
         assert not reads[-1].completed  # the rest is in the backlog
         quiet_client.sendall(b"told once")
-        with interrupting(Record, "recv_into"):
+        with interrupting(Record, "recv_into", done=done):
             results = await in_spite_of_it(watcher, 41)
-        assert {id(op) for op in results} == {id(op) for op in [*reads, behind]}
+        ended = broken_off(results)
+        assert ended == reads[-len(ended) :]  # none after a hole
         assert behind.data == b"told once"
-        watcher.free(busy)
         watcher.free(quiet)
 
 
-async def test_D1_multishot_read_interrupted_when_there_is_room_goes_on(poller: str) -> None:
+@INTERRUPTED
+async def test_D1_multishot_reads_behind_one_interrupted_when_there_is_room_go_on(
+    poller: str, done: bool
+) -> None:
     async with Watcher(poller=poller, batch_size=1) as watcher:  # type: ignore[arg-type]
         pairs = [tcp_pair() for _ in range(3)]
         for number, (server, client) in enumerate(pairs):
@@ -493,8 +505,9 @@ async def test_D1_multishot_read_interrupted_when_there_is_room_goes_on(poller: 
             client.sendall(b"x")
         await until(lambda: watcher.statistics().bytes_read == 1)
         await settle()
-        with interrupting(Record, "recv"):
+        with interrupting(Record, "recv", done=done):
             results = await in_spite_of_it(watcher, 3)
+        assert len(broken_off(results)) == 1
         assert sorted(op.context for op in results) == [0, 1, 2]
         for server, client in pairs:
             watcher.free(server)
@@ -502,46 +515,101 @@ async def test_D1_multishot_read_interrupted_when_there_is_room_goes_on(poller: 
         watcher.poll_io()
 
 
+@INTERRUPTED
 @pytest.mark.parametrize("step", ["_withdraw", "_finish"])
-async def test_T1_deadlines_that_were_interrupted_are_kept(watcher: Watcher, step: str) -> None:
+async def test_T1_deadlines_behind_one_that_was_interrupted_are_kept(
+    watcher: Watcher, step: str, done: bool
+) -> None:
     pairs = [tcp_pair() for _ in range(3)]
     reads = [watcher.read(server, timeout=0.01) for server, _ in pairs]
-    with interrupting(Watcher, step):
+    with interrupting(Watcher, step, done=done):
         results = await in_spite_of_it(watcher, 3)
     assert {id(op) for op in results} == {id(op) for op in reads}
-    assert {type(op.error) for op in reads} == {DeadlineExceededError}
+    kinds = [type(op.error) for op in reads]
+    assert kinds.count(DeadlineExceededError) == (3 if done else 2)
     assert watcher.statistics().pending == 0
     for server, client in pairs:
         watcher.free(server)
         client.close()
 
 
-@pytest.mark.parametrize("from_a_thread", [False, True])
-async def test_D1_request_interrupted_as_it_enters_holds_nobody_up(
-    watcher: Watcher, from_a_thread: bool
+@pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
+@pytest.mark.parametrize("from_a_thread", [False, True], ids=["here", "from a thread"])
+@INTERRUPTED
+async def test_D1_request_interrupted_as_it_enters_frees_its_connection(
+    watcher: Watcher, from_a_thread: bool, write: bool, done: bool
 ) -> None:
-    """No event will come: that the socket is readable was told before."""
+    """What was sent or received is not known: nothing is sent twice, nor left out."""
     server, client = tcp_pair()
     with client:
         conn = watcher.delegate(server)
-        arrived = watcher.read(conn)
-        client.sendall(b"first")
-        assert await one(watcher) is arrived
-        client.sendall(b"12")
-        await until(lambda: unread(conn) == 2)
-        await settle()
-        with interrupting(Record, "recv_into"):
+        client.sendall(b"1234")
+        await until(lambda: unread(conn) == 4)
+        await settle()  # that it is readable has been told
+        view = watcher.threadsafe if from_a_thread else watcher
+        with interrupting(Record, "send" if write else "recv_into", done=done):
+
+            def request() -> Operation:
+                data = bytearray(b"once")
+                return view.write(conn, data) if write else view.read(conn, data)
+
             if from_a_thread:
-                first = watcher.threadsafe.read(conn, bytearray(1))
-                later = watcher.threadsafe.read(conn, bytearray(1))
-                assert await in_spite_of_it(watcher, 2) == [first, later]
+                requests = [request(), request()]
+                assert await in_spite_of_it(watcher, 2) == requests
             else:
                 with pytest.raises(ZeroDivisionError):
-                    watcher.read(conn, bytearray(1))
-                later = watcher.read(conn, bytearray(1))
-                assert (await in_spite_of_it(watcher, 2))[-1] is later
-        assert bytes(later.data) == b"2"
+                    request()
+                assert len(await in_spite_of_it(watcher, 1)) == 1
+                requests = [request()]
+                assert await in_spite_of_it(watcher, 1) == requests
+        assert broken_off(requests) == requests
+        client.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(16) == (b"once" if write and done else b"")
         watcher.free(conn)
+
+
+@pytest.mark.parametrize("call", ["read", "write", "writev"])
+@INTERRUPTED
+async def test_D1_request_interrupted_on_the_short_way_frees_its_connection(
+    watcher: Watcher, call: str, done: bool
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        client.sendall(b"1234")
+        await until(lambda: unread(conn) == 4)
+        requests: dict[str, tuple[str, Callable[[], Operation | None]]] = {
+            "read": ("recv", lambda: watcher.read(conn)),
+            "write": ("send", lambda: watcher.write(conn, b"once", silent=True)),
+            "writev": ("sendmsg", lambda: watcher.writev(conn, [b"on", b"ce"])),
+        }
+        name, request = requests[call]
+        with interrupting(Record, name, done=done):
+            with pytest.raises(ZeroDivisionError):
+                request()
+            assert conn.closed
+            assert request() is not None  # it is told what has become of the connection
+            assert len(broken_off(await in_spite_of_it(watcher, 1))) == 1
+        client.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(16) == (b"once" if call != "read" and done else b"")
+
+
+async def test_O4_an_interrupted_accept_does_not_end_the_listener(watcher: Watcher) -> None:
+    listener = watcher.delegate(socket.create_server(("127.0.0.1", 0)))
+    watcher.accept(listener, multishot=True)
+    await settle()
+    with interrupting(Record, "_accept", done=False):
+        for _ in range(3):
+            socket.create_connection(listener.sockname).close()
+        results = await in_spite_of_it(watcher, 3)
+    assert [op.error for op in results] == [None] * 3
+    for op in results:
+        assert op.accepted is not None
+        watcher.free(op.accepted)
+    watcher.free(listener)
+    watcher.poll_io()
 
 
 @pytest.mark.parametrize("how", ["free", "close"])
@@ -554,7 +622,7 @@ async def test_O2_what_is_pending_completes_though_its_end_is_interrupted(
         requests = [watcher.read(conn) for conn in conns for _ in range(3)]
         requests += [watcher.notify_hangup(conn) for conn in conns]
         post = watcher.threadsafe.read(conns[0])
-        with interrupting(Watcher, "_finish"):
+        with interrupting(Watcher, "_finish", done=False):
             with pytest.raises(ZeroDivisionError):
                 conns[0].close() if how == "free" else watcher.close()
             for conn in conns:
@@ -686,3 +754,115 @@ async def test_S2_silent_data_of_another_thread_has_to_be_contiguous(watcher: Wa
         with pytest.raises(TypeError, match="contiguous"):
             watcher.threadsafe.write(conn, memoryview(bytes(10))[::2], silent=True)
         watcher.free(conn)
+
+
+async def test_O2_free_of_a_signal_handler_as_a_deadline_expires_completes_once(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        read = watcher.read(conn, timeout=0.001)
+        pop = Deadlines.pop_expired
+
+        def pop_and_free(self: Deadlines, now: float) -> Operation | None:
+            operation = pop(self, now)
+            if operation is read:
+                watcher.free(conn)
+            return operation
+
+        monkeypatch.setattr(Deadlines, "pop_expired", pop_and_free)
+        assert await in_spite_of_it(watcher, 1) == [read]
+        assert isinstance(read.error, ConnectionFreedError)
+        assert watcher.statistics().pending == 0
+
+
+async def test_O2_free_of_a_signal_handler_during_a_cancel_completes_once(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        conn = watcher.delegate(server)
+        read = watcher.read(conn)
+
+        def error_and_free(text: str) -> OperationCancelledError:
+            watcher.free(conn)
+            return OperationCancelledError(text)
+
+        monkeypatch.setattr("aiogaio.proactor.OperationCancelledError", error_and_free)
+        assert watcher.cancel(read)
+        assert await in_spite_of_it(watcher, 1) == [read]
+        assert isinstance(read.error, ConnectionFreedError)
+        assert watcher.statistics().pending == 0
+
+
+async def test_D3_connections_with_much_to_read_have_their_turns_one_after_the_other(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a turn's bytes do not reach for all of them."""
+    monkeypatch.setattr("aiogaio.proactor.TURN_BYTES", 4 * 8 * 1024)
+    pairs = [unix_pair() for _ in range(9)]
+    for number, (server, _) in enumerate(pairs):
+        conn = watcher.delegate(server)
+        conn.context = number
+        for _ in range(40):
+            watcher.read(conn, bytearray(1024))
+    await settle()
+    for _, client in pairs:
+        client.sendall(bytes(40 * 1024))
+    served = Counter[int]()
+    async with asyncio.timeout(10):
+        while max(served.values(), default=0) < 40:
+            served.update(op.context for op in await watcher.wait_io())
+    assert min(served[number] for number in range(9)) >= 20
+    await in_spite_of_it(watcher, 9 * 40 - served.total())
+    for server, client in pairs:
+        watcher.free(server)
+        client.close()
+
+
+async def test_D5_drain_of_two_waits_for_one_when_the_connect_of_the_other_is_freed(
+    watcher: Watcher, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "full")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        while True:  # a connect to it waits
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            if filler.connect_ex(path):
+                break
+        server, client = unix_pair()
+        stack.enter_context(client)
+        write = watcher.write(server, bytes(1 << 24))
+        connect = watcher.connect(socket.socket(socket.AF_UNIX), path)
+        draining = asyncio.ensure_future(watcher.drain())
+        await settle()
+        watcher.free(connect.conn)
+        await settle()
+        assert not draining.done()
+        watcher.free(server)
+        await draining
+        assert await in_spite_of_it(watcher, 2) == [connect, write]
+
+
+async def test_D4_a_close_that_was_interrupted_by_the_keyboard_says_so(poller: str) -> None:
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+
+        def by_the_keyboard() -> None:
+            raise KeyboardInterrupt
+
+        def broken() -> None:
+            raise ZeroDivisionError
+
+        watcher._post(by_the_keyboard)
+        watcher._post(broken)
+        with pytest.raises(KeyboardInterrupt):
+            watcher.close()
+        gone = weakref.ref(watcher)
+    await settle()  # the loop was asked to come
+    with collecting_by_hand():
+        del watcher
+        assert gone() is None
