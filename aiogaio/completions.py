@@ -113,7 +113,10 @@ class Drained:
         """A fence was reached."""
         self._count -= 1
         if not self._count and not self._future.done():
-            self._future.set_result(None)
+            try:
+                self._future.set_result(None)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                pass
 
     async def wait(self) -> None:
         """Return when all fences are reached."""

@@ -32,6 +32,10 @@ class Inbox:
         self.waiting: bool = False  # something is there
         self.lock: threading.RLock = threading.RLock()
 
+    def __len__(self) -> int:
+        """How many are waiting."""
+        return len(self._actions)
+
     def post(self, action: Callable[[], object], run: Callable[[], None]) -> None:
         """Have the loop's thread call ``run``, which calls :meth:`empty`, some time soon.
 
@@ -73,6 +77,8 @@ class Inbox:
         stop = time.monotonic() + seconds
         try:
             for done in range(len(actions)):
+                if not actions:  # one of them has emptied it, as a close does
+                    break
                 if until() or (done % 64 == 63 and time.monotonic() > stop):
                     break
                 actions.popleft()()

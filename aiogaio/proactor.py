@@ -208,7 +208,7 @@ class Proactor(Joints):
         """
         record = self._records[fd]
         if record is not None and record.hangups is not None:
-            self._look_for_hangup(record)
+            self._undisturbed(partial(self._look_for_hangup, record))
         if record is None or record.reads is None or record.read_paused:
             return False
         if self._bytes_read >= self._read_limit:  # enough for this turn
@@ -524,13 +524,19 @@ class Proactor(Joints):
         self._backlog.clear()
         self._hungry.clear()
         raised: list[BaseException] = []
-        self._undisturbed(partial(self._release_all, raised))
-        while self._inbox.waiting:
-            try:
-                self._run_inbox()
-            except BaseException as error:
-                raised.append(error)
-        self._let_go()
+        try:
+            self._undisturbed(partial(self._release_all, raised))
+            left = len(self._inbox)
+            while left:
+                try:
+                    self._run_inbox()
+                except BaseException as error:
+                    raised.append(error)
+                    if len(self._inbox) == left:  # it cannot be run: the stack is full, say
+                        break
+                left = len(self._inbox)
+        finally:
+            self._let_go()
         if raised:
             try:
                 raise next((one for one in raised if not isinstance(one, Exception)), raised[0])

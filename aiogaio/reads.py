@@ -223,11 +223,14 @@ class Reads(Core):
         try:
             self._undisturbed(partial(self._poller.watch_reads, record))
         except (OSError, RuntimeError, ValueError) as error:
-            while (operation := record.reads) is not None:
-                record.remove_read(operation)
-                self._drop(operation, again(error))
-            self._finish_hangups(record, error)
+            self._undisturbed(partial(self._fail_reads, record, error))
             self._signal.wake()
+
+    def _fail_reads(self, record: Record, error: Exception) -> None:
+        while (operation := record.reads) is not None:
+            record.remove_read(operation)
+            self._drop(operation, again(error))
+        self._finish_hangups(record, error)
 
     # --- Hang-ups, which wait in no queue ------------------------------------------------------
 

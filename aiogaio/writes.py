@@ -187,10 +187,13 @@ class Writes(Reads):
         try:
             self._undisturbed(partial(self._poller.watch_writes, record))
         except (OSError, RuntimeError, ValueError) as error:
-            while (operation := record.writes) is not None:
-                record.remove_write(operation)
-                self._finish_write(record, operation, again(error))
+            self._undisturbed(partial(self._fail_writes, record, error))
             self._signal.wake()
+
+    def _fail_writes(self, record: Record, error: Exception) -> None:
+        while (operation := record.writes) is not None:
+            record.remove_write(operation)
+            self._finish_write(record, operation, again(error))
 
     def _send_failed(self, record: Record, operation: Write, error: OSError) -> None:
         """Complete a write whose attempt failed; or let it wait, if the system is only short."""

@@ -32,7 +32,9 @@ from aiogaio import (
 )
 from aiogaio.connection import Record
 from aiogaio.deadlines import Deadlines
-from tests.probes import collecting_by_hand, unread, until
+from aiogaio.inbox import Inbox
+from tests.conftest import LOOPS
+from tests.probes import collecting_by_hand, no_loop_errors, open_descriptors, unread, until
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 
@@ -866,3 +868,81 @@ async def test_D4_a_close_that_was_interrupted_by_the_keyboard_says_so(poller: s
     with collecting_by_hand():
         del watcher
         assert gone() is None
+
+
+async def test_D1_cancel_of_a_finalizer_as_a_hangup_is_told_completes_once(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = tcp_pair()
+    conn = watcher.delegate(server)
+    hangup = watcher.notify_hangup(conn, timeout=10)
+    discard = Deadlines.discard
+
+    def discard_and_cancel(self: Deadlines, operation: Operation) -> None:
+        watcher.cancel(hangup)
+        discard(self, operation)
+
+    await settle()
+    monkeypatch.setattr(Deadlines, "discard", discard_and_cancel)
+    client.close()
+    assert await in_spite_of_it(watcher, 1) == [hangup]
+    assert hangup.error is None
+    watcher.free(conn)
+
+
+async def test_D4_close_of_a_finalizer_runs_what_a_thread_has_posted_behind_it(
+    poller: str,
+) -> None:
+    async with no_loop_errors(), Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        server, client = tcp_pair()
+        conn = watcher.delegate(server)
+        with client:
+            watcher._undisturbed(watcher.close)  # as in the middle of a turn
+            behind = watcher.threadsafe.read(conn)
+            await settle()
+            assert watcher.closed
+            assert watcher.poll_io() == [behind]
+
+
+async def test_D4_close_ends_though_what_was_posted_cannot_be_run(
+    poller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near the limit of recursion, for example."""
+    async with Watcher(poller=poller) as watcher:  # type: ignore[arg-type]
+        before = open_descriptors()
+        watcher._post(int)
+
+        def too_deep(*_: Any, **__: Any) -> None:
+            raise RecursionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Inbox, "empty", too_deep)
+            with pytest.raises(RecursionError):
+                watcher.close()
+        assert watcher.closed
+        assert poller == "loop" or len(open_descriptors()) < len(before)  # its epoll
+
+
+@pytest.mark.parametrize("name", ["epoll", "loop"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_D5_watcher_is_closed_after_its_loop_though_somebody_drained(loop: str, name: str) -> None:
+    async def begin() -> tuple[Watcher, Operation, asyncio.Task[None]]:
+        watcher = Watcher(poller=name)  # type: ignore[arg-type]
+        server, client = unix_pair()
+        stack.enter_context(client)
+        write = watcher.write(server, bytes(1 << 24))
+        task = asyncio.ensure_future(watcher.drain())
+        await settle()
+        assert write is not None
+        return watcher, write, task
+
+    with contextlib.ExitStack() as stack:
+        own = LOOPS[loop]()
+        try:
+            own.run_until_complete(asyncio.sleep(0))
+            watcher, write, task = own.run_until_complete(begin())
+        finally:
+            own.close()
+        watcher.close()
+        assert watcher.poll_io() == [write]
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # which is the point
