@@ -34,6 +34,8 @@ class WatcherClosedError(AioGaioError):
 class ConnectionFreedError(AioGaioError):
     """The connection was freed: by ``free()``, ``Connection.close()``, or before the request.
 
+    Also if something was raised in the middle of an attempt on it (by a handler of
+    ``signal.signal()``, or for want of memory): nobody knows then what was sent or received.
     What ``io.ErrClosedPipe`` is in gaio.
 
     >>> watcher.free(conn)
