@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,11 +22,9 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_long_program_that_is_interrupted_ends_with_all_its_processes(
-    name: str, by: signal.Signals
-) -> None:
+@contextlib.contextmanager
+def running(name: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """One of them, and its processes, which are at work."""
     with subprocess.Popen(
         [sys.executable, "-m", *PROGRAMS[name]],
         cwd=Path(__file__).parent.parent,
@@ -34,15 +34,33 @@ def test_a_long_program_that_is_interrupted_ends_with_all_its_processes(
         text=True,
     ) as process:
         try:
-            workers = _working(process)
-            process.send_signal(by)
-            assert process.wait(LIMIT) == 130
-            assert process.stderr is not None
-            assert process.stderr.read() == "interrupted\n"
-            _, alive = psutil.wait_procs(workers, LIMIT)
-            assert not alive
+            yield process, _working(process)
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_long_program_that_is_interrupted_ends_with_all_its_processes(
+    name: str, by: signal.Signals
+) -> None:
+    with running(name) as (process, workers):
+        process.send_signal(by)
+        assert process.wait(LIMIT) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "interrupted\n"
+        _, alive = psutil.wait_procs(workers, LIMIT)
+        assert not alive
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_processes_of_a_long_program_that_is_killed_end_as_well(name: str) -> None:
+    with running(name) as (process, workers):
+        process.kill()
+        _, alive = psutil.wait_procs(workers, LIMIT)
+        for worker in alive:
+            worker.kill()
+        assert not alive
 
 
 def _working(process: subprocess.Popen[str]) -> list[psutil.Process]:
