@@ -99,10 +99,11 @@ class Completions:
 class Drained:
     """Waits until what was fenced off has completed."""
 
-    __slots__ = ("_count", "_future")
+    __slots__ = ("_count", "_loop", "_signal")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._future: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._signal = Signal()
         self._count = 0
 
     def expect(self) -> None:
@@ -112,13 +113,11 @@ class Drained:
     def reached(self) -> None:
         """A fence was reached."""
         self._count -= 1
-        if not self._count and not self._future.done():
-            try:
-                self._future.set_result(None)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                pass
+        if not self._count:
+            self._signal.wake()
 
     async def wait(self) -> None:
         """Return when all fences are reached."""
         if self._count:
-            await self._future
+            self._signal.future = self._loop.create_future()
+            await self._signal.future

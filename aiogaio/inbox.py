@@ -77,9 +77,8 @@ class Inbox:
         stop = time.monotonic() + seconds
         try:
             for done in range(len(actions)):
-                if not actions:  # one of them has emptied it, as a close does
-                    break
-                if until() or (done % 64 == 63 and time.monotonic() > stop):
+                late = done % 64 == 63 and time.monotonic() > stop
+                if not actions or until() or late:  # a close among them empties it
                     break
                 actions.popleft()()
         finally:

@@ -21,7 +21,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -217,16 +216,17 @@ class Proactor(Joints):
             self._schedule_turn()
             return True
         operation = record.reads
-        if not self._direct or operation._next is not None or not record.plain:
+        if type(operation) is Armed:
+            at_once = not self._hungry and len(self._ready) < self._batch_size
+        else:
+            at_once = type(operation) is Operation
+        if not (at_once and self._direct and operation._next is None and record.plain):
             self._take_one(fd, READABLE)
             return True
-        if type(operation) is Armed:
-            if self._hungry or len(self._ready) >= self._batch_size:
-                self._take_one(fd, READABLE)
-                return True
-            self._busy, self._direct = True, False
-            record.readable = True
-            try:
+        self._busy, self._direct = True, False
+        record.readable = True
+        try:
+            if isinstance(operation, Armed):
                 shot = attempts.receive_shot(record, operation, self._buffer_size)
                 if shot is operation:
                     record.reads = None
@@ -239,27 +239,15 @@ class Proactor(Joints):
                     self._deliver(shot)
                     if record.readable:
                         self._advance_reads(record)
-            except BaseException as error:
-                self._break_off(record, error)
-                raise
-            finally:
-                self._busy, self._direct = False, self._fast and not self._inbox.waiting
-        elif type(operation) is Operation:
-            self._busy, self._direct = True, False
-            record.readable = True
-            try:
-                if attempts.receive(record, operation, self._buffer_size):
-                    record.reads = None
-                    self._bytes_read += operation.size
-                    self._finish(operation)
-            except BaseException as error:
-                self._break_off(record, error)
-                raise
-            finally:
-                self._busy, self._direct = False, self._fast and not self._inbox.waiting
-        else:
-            self._take_one(fd, READABLE)
-            return True
+            elif attempts.receive(record, operation, self._buffer_size):
+                record.reads = None
+                self._bytes_read += operation.size
+                self._finish(operation)
+        except BaseException as error:
+            self._break_off(record, error)
+            raise
+        finally:
+            self._busy, self._direct = False, self._fast and not self._inbox.waiting
         if self._backlog:
             self._schedule_turn()
         if self._signal.future is not None and self._ready:
@@ -445,9 +433,10 @@ class Proactor(Joints):
         """Complete all that is pending on a connection, reads first, and close it now."""
         fd = record.fileno()
         record.open = record.plain = record.readable = record.writable = False
-        pending = deque(_pending_in_order(record))
+        pending = _pending_in_order(record)
         record.hangups = None
-        raised = self._complete_all(pending, error)
+        raised: list[BaseException] = []
+        self._complete_all(pending, error, raised)
         record.reads = record.reads_tail = record.writes = record.writes_tail = None
         record.doomed = record.rest = None
         record.behind = 0
@@ -464,33 +453,23 @@ class Proactor(Joints):
             record.close()
         if self._ready:
             self._signal.wake()
-        if raised is not None:
-            try:
-                raise raised
-            finally:
-                del raised  # it knows this frame
+        _raise_first(raised)
 
-    def _complete_all(self, pending: deque[Operation], error: Exception) -> BaseException | None:
-        """Complete what was pending on a connection. Returns what was raised in between."""
-        raised = tried = None
-        while pending:
-            operation = pending[0]
-            try:
-                if isinstance(operation, Gate):
-                    self._end_joint(operation.joint, again(error))
-                elif not operation.completed:
-                    operation._next = operation._previous = None
-                    self._drop(operation, again(error))
-            except BaseException as interruption:
-                raised = interruption
-                if tried is not operation:  # once more
-                    tried = operation
-                    continue
-            pending.popleft()
-        try:
-            return raised
-        finally:
-            del raised  # it knows this frame
+    def _complete_all(
+        self, pending: list[Operation], error: Exception, raised: list[BaseException]
+    ) -> None:
+        """Complete what was pending on a connection; what is raised in between is noted."""
+        for operation in pending:
+            for _ in range(2):  # once more, if it is interrupted
+                try:
+                    if isinstance(operation, Gate):
+                        self._end_joint(operation.joint, again(error))
+                    elif not operation.completed:
+                        operation._next = operation._previous = None
+                        self._drop(operation, again(error))
+                    break
+                except BaseException as interruption:
+                    raised.append(interruption)
 
     def _release_orphan(self, record: Record) -> None:
         """Close a connection that nobody holds. Called by a finalizer, in any thread."""
@@ -537,11 +516,7 @@ class Proactor(Joints):
                 left = len(self._inbox)
         finally:
             self._let_go()
-        if raised:
-            try:
-                raise next((one for one in raised if not isinstance(one, Exception)), raised[0])
-            finally:
-                raised.clear()  # they know this frame
+        _raise_first(raised)
 
     def _release_all(self, raised: list[BaseException]) -> None:
         for record in self._records:
@@ -593,6 +568,15 @@ def _pending_in_order(record: Record) -> list[Operation]:
             del writes[:before]
         operations.append(read)
     return [*operations, *(record.hangups or ()), *writes]
+
+
+def _raise_first(raised: list[BaseException]) -> None:
+    """Raise the first of these, if any; before all one that is no `Exception`."""
+    try:
+        if raised:
+            raise next((one for one in raised if not isinstance(one, Exception)), raised[0])
+    finally:
+        raised.clear()  # they know the frames that know the list
 
 
 _proactors: weakref.WeakSet[Proactor] = weakref.WeakSet()

@@ -26,7 +26,7 @@ from aiogaio import (
     WatcherClosedError,
 )
 from tests.probes import LONG, half_closed, receive, small_pair, unread, until
-from tests.support import collect, one, reset, settle, tcp_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
@@ -380,6 +380,24 @@ async def test_connect_drain_waits_for_it(watcher: Watcher, full_unix: Place) ->
         await draining
     assert op.completed
     assert await one(watcher) is op
+
+
+async def test_D5_drain_waits_for_another_connection_when_one_is_freed_as_it_connects(
+    watcher: Watcher, full_unix: Place
+) -> None:
+    server, client = unix_pair()
+    with client:
+        write = watcher.write(server, bytes(1 << 24))
+        connect = watcher.connect(full_unix.socket(), full_unix.address)
+        draining = asyncio.ensure_future(watcher.drain())
+        await settle()
+        watcher.free(connect.conn)
+        await settle()
+        assert not draining.done()
+        watcher.free(server)
+        await draining
+        assert await collect(watcher, 2) == [connect, write]
+        await assert_nothing_more(watcher)
 
 
 @single_endings

@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -410,7 +409,7 @@ async def test_D1_what_is_behind_an_action_that_raised_in_the_inbox_is_not_lost(
 def interrupting(kind: type, name: str, *, done: bool) -> Iterator[None]:
     """Let the next call of a method raise, as a signal handler does in the middle of anything.
 
-    What it does is done by then, or not. The tests end with the same handler of the loop's errors.
+    What it does is done by then, or not.
     """
     method, calls = getattr(kind, name), 0
 
@@ -758,41 +757,36 @@ async def test_S2_silent_data_of_another_thread_has_to_be_contiguous(watcher: Wa
         watcher.free(conn)
 
 
-async def test_O2_free_of_a_signal_handler_as_a_deadline_expires_completes_once(
-    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+#: What is called between the decision that an operation ends and its end.
+BETWEEN: dict[str, tuple[str, Callable[..., Any]]] = {
+    "as its deadline expires": (
+        "aiogaio.deadlines.Deadlines.pop_expired",
+        Deadlines.pop_expired,
+    ),
+    "during a cancel": ("aiogaio.proactor.OperationCancelledError", OperationCancelledError),
+}
+
+
+@pytest.mark.parametrize("when", BETWEEN)
+async def test_O2_free_of_a_signal_handler_as_an_operation_ends_completes_it_once(
+    when: str, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = tcp_pair()
     with client:
         conn = watcher.delegate(server)
-        read = watcher.read(conn, timeout=0.001)
-        pop = Deadlines.pop_expired
+        cancels = when == "during a cancel"
+        read = watcher.read(conn, timeout=None if cancels else 0.001)
+        name, call = BETWEEN[when]
 
-        def pop_and_free(self: Deadlines, now: float) -> Operation | None:
-            operation = pop(self, now)
-            if operation is read:
+        def call_and_free(*arguments: Any) -> Any:
+            result = call(*arguments)
+            if result is not None:
                 watcher.free(conn)
-            return operation
+            return result
 
-        monkeypatch.setattr(Deadlines, "pop_expired", pop_and_free)
-        assert await in_spite_of_it(watcher, 1) == [read]
-        assert isinstance(read.error, ConnectionFreedError)
-        assert watcher.statistics().pending == 0
-
-
-async def test_O2_free_of_a_signal_handler_during_a_cancel_completes_once(
-    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, client = tcp_pair()
-    with client:
-        conn = watcher.delegate(server)
-        read = watcher.read(conn)
-
-        def error_and_free(text: str) -> OperationCancelledError:
-            watcher.free(conn)
-            return OperationCancelledError(text)
-
-        monkeypatch.setattr("aiogaio.proactor.OperationCancelledError", error_and_free)
-        assert watcher.cancel(read)
+        monkeypatch.setattr(name, call_and_free)
+        if cancels:
+            assert watcher.cancel(read)
         assert await in_spite_of_it(watcher, 1) == [read]
         assert isinstance(read.error, ConnectionFreedError)
         assert watcher.statistics().pending == 0
@@ -821,33 +815,6 @@ async def test_D3_connections_with_much_to_read_have_their_turns_one_after_the_o
     for server, client in pairs:
         watcher.free(server)
         client.close()
-
-
-async def test_D5_drain_of_two_waits_for_one_when_the_connect_of_the_other_is_freed(
-    watcher: Watcher, tmp_path: Path
-) -> None:
-    path = str(tmp_path / "full")
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(path)
-        listener.listen(0)
-        while True:  # a connect to it waits
-            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
-            filler.setblocking(False)
-            if filler.connect_ex(path):
-                break
-        server, client = unix_pair()
-        stack.enter_context(client)
-        write = watcher.write(server, bytes(1 << 24))
-        connect = watcher.connect(socket.socket(socket.AF_UNIX), path)
-        draining = asyncio.ensure_future(watcher.drain())
-        await settle()
-        watcher.free(connect.conn)
-        await settle()
-        assert not draining.done()
-        watcher.free(server)
-        await draining
-        assert await in_spite_of_it(watcher, 2) == [connect, write]
 
 
 async def test_D4_a_close_that_was_interrupted_by_the_keyboard_says_so(poller: str) -> None:
