@@ -44,7 +44,7 @@ from aiogaio.operation import (
     Write,
 )
 from aiogaio.pollers import open_poller
-from aiogaio.pollers.base import ERROR, FOR_READS, FOR_WRITES, READABLE, UNCERTAIN
+from aiogaio.pollers.base import ERROR, FOR_READS, FOR_WRITES, READABLE, UNCERTAIN, URGENT
 from aiogaio.writes import AT_ONCE
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class Proactor(Joints):
                     continue
                 if bits & UNCERTAIN:
                     record.short_is_empty = False
+                    if bits & URGENT:
+                        attempts.expect_marks(record)
                     if record.hangups is not None:
                         self._look_for_hangup(record)
                     if bits & ERROR and record.read_paused and type(record.writes) is Gate:

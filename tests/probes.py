@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import gc
 import os
@@ -86,6 +87,18 @@ def unread(sock: socket.socket | Connection) -> int:
     """Bytes that have arrived and that nobody has received (FIONREAD)."""
     answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
+
+
+def has_urgent_data(pair: Callable[[], Any]) -> bool:
+    """Whether the system has it for this kind (of Unix sockets it need not: unix(7))."""
+    one, other = pair()
+    with one, other:
+        try:
+            return bool(one.send(b"!", socket.MSG_OOB))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return False
 
 
 def events(sock: socket.socket | Connection) -> int:

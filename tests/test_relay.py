@@ -44,6 +44,7 @@ from tests.probes import (
     drained,
     fill,
     half_closed,
+    has_urgent_data,
     hung_up,
     in_a_child,
     open_descriptors,
@@ -307,6 +308,40 @@ async def test_relay_of_messages_to_and_fro(line: Line) -> None:
     line.end()
     relay = await one(line.watcher)
     assert (relay.error, relay.sizes) == (None, (10 * 7 + 10 * 8, 10 * 6 + 10 * 7))
+
+
+@every_way
+@pytest.mark.parametrize("last", [0, 1, 100_000])
+@pytest.mark.parametrize("kind", [tcp_pair, unix_pair], ids=["tcp", "unix"])
+async def test_relay_goes_on_behind_urgent_data(
+    watcher: Watcher,
+    lay: Lay,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    kind: Callable[[], Any],
+    last: int,
+) -> None:
+    """At the mark splice(2) moves nothing, which is neither the end nor EAGAIN."""
+    if not has_urgent_data(kind):
+        pytest.skip("no urgent data of such sockets on this machine")
+    WAYS[way](monkeypatch)
+    line = lay(watcher, kind)
+    relay = line.relay()
+    there = PAYLOAD[: 300_000 + last]
+    for _ in range(3):
+
+        async def with_a_mark() -> None:
+            await send(line.near, there[:300_000])
+            assert line.near.send(b"!", socket.MSG_OOB) == 1
+            await send(line.near, there[300_000:])
+
+        sending = asyncio.create_task(with_a_mark())
+        assert await receive(line.far, len(there)) == there
+        await sending
+    await line.carries()
+    line.end()
+    assert await one(watcher) is relay
+    assert (relay.error, relay.sizes) == (None, (3 * len(there) + 5, 4))
 
 
 @every_way

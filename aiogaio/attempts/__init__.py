@@ -24,6 +24,7 @@ from aiogaio.attempts.streams import (
     receive_shot,
     send,
 )
+from aiogaio.attempts.urgent import expect_marks
 from aiogaio.attempts.vectors import keep_rest, send_parts, send_queued, send_whole
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SHORTAGE",
     "accept",
     "connect",
+    "expect_marks",
     "hung_up",
     "is_uncertain",
     "keep_rest",

@@ -40,16 +40,16 @@ def hung_up(record: Record) -> bool:
             return False
         except OSError:
             return True
-    return _shows(record, _HUNG_UP)
+    return shows(record, _HUNG_UP)
 
 
 def is_uncertain(record: Record) -> bool:
     """Whether there is the end, an error or urgent data: see ``Record.short_is_empty``."""
-    return _shows(record, _HUNG_UP | select.POLLPRI)
+    return shows(record, _HUNG_UP | select.POLLPRI)
 
 
-def _shows(record: Record, events: int) -> bool:
-    """Whether one of these events is there now, or an error."""
+def shows(record: Record, events: int) -> bool:
+    """Whether one of these events is there now, or an error (poll(2))."""
     poll = select.poll()
     poll.register(record.fileno(), events)
     return bool(poll.poll(0))

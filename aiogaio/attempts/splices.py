@@ -166,15 +166,20 @@ class Way:
         try:
             self._pipe = self._pipe or self._pipes.take()
             self._held = os.splice(self.source.fileno(), self._pipe[1], _STEP, flags=_FLAGS)
+        except BlockingIOError:
+            self._held = 0
         except OSError as error:
             self._release_pipe()
             if error.errno not in _NOT_SUPPORTED | _SHORTAGE:
                 raise
             self._splices = False
             return None
-        if not self._held:
-            self._release_pipe()
         self._bulk = self._held >= _LITTLE
+        if not self._held:
+            # Nothing there, the end, or urgent data next, which splice(2) never passes (Linux,
+            # tcp_read_sock): only a receive can tell which.
+            self._release_pipe()
+            return self._copy()
         return self._held
 
     def _copy(self) -> int:

@@ -1,0 +1,55 @@
+"""Receiving from a stream with urgent data in it, where EAGAIN does not prove that it is empty."""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Any, Final
+
+from aiogaio.attempts.connecting import shows
+from aiogaio.connection import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import WriteableBuffer
+
+#: Signals that come one upon another: more of them than this are no coincidence.
+_TRIES: Final = 100
+
+
+class MarkedRecord(Record):
+    """A TCP socket that was told to have urgent data.
+
+    When the mark comes next, recv(2) fails with EAGAIN while a signal is pending in the thread,
+    even if more has arrived behind it (Linux, tcp_recvmsg). No edge tells of that again, so it is
+    poll(2) that says whether the socket is empty.
+    """
+
+    __slots__ = ()
+
+    def recv(self, room: int, flags: int = 0, /) -> bytes:
+        """Receive, as a socket does."""
+        return self._insist(super().recv, room, flags)  # type: ignore[no-any-return]
+
+    def recv_into(self, buffer: WriteableBuffer, *sizes: int) -> int:
+        """Receive into a buffer, as a socket does."""
+        return self._insist(super().recv_into, buffer, *sizes)  # type: ignore[no-any-return]
+
+    def recvmsg(self, *sizes: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        """Receive with ancillary data, as a socket does."""
+        return self._insist(super().recvmsg, *sizes)  # type: ignore[no-any-return]
+
+    def _insist(self, receive: Callable[..., Any], *args: Any) -> Any:
+        for _ in range(_TRIES):
+            try:
+                return receive(*args)
+            except BlockingIOError:
+                if not shows(self, select.POLLIN):
+                    raise
+        return receive(*args)
+
+
+def expect_marks(record: Record) -> None:
+    """Let a record know that urgent data has come: see :class:`MarkedRecord`."""
+    if type(record) is Record and record.is_tcp:
+        record.__class__ = MarkedRecord
