@@ -12,6 +12,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from aiogaio import attempts
 from aiogaio.attempts.messages import new_message
 from aiogaio.attempts.vectors import IOV_MAX
 from aiogaio.connection import Connection
@@ -37,6 +38,7 @@ from aiogaio.operation import (
     octets_of,
     start,
 )
+from aiogaio.pollers.base import READABLE
 from aiogaio.proactor import Proactor
 
 if TYPE_CHECKING:
@@ -268,6 +270,8 @@ class Checks(Proactor):
         except BaseException:
             give_back(sock, record)
             raise
+        if record.read_watched and record.is_tcp and not is_so and record.events(READABLE):
+            attempts.expect_marks(record)  # no event tells of one whose byte was taken before
         spend(sock)
         self._spent[sock] = connection = self._opened(record)
         return connection

@@ -39,12 +39,13 @@ class Signal:
 
     def wake(self) -> None:
         """Let the task that awaits go on, in the loop's next iteration."""
-        future, self.future = self.future, None
+        future = self.future
         if future is not None and not future.done():
             try:
                 future.set_result(None)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 pass
+        self.future = None  # not before: a signal handler may raise in between
 
 
 class Completions:

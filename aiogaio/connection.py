@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import select
 import socket
 import sys
 import warnings
@@ -37,6 +38,10 @@ _STREAM_ERRORS = frozenset(
         errno.ENETUNREACH,
         errno.ETIMEDOUT,
     }
+)
+#: Those of them that a connection may survive.
+_PASSING_ERRORS = frozenset(
+    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
 )
 
 
@@ -138,11 +143,20 @@ class Record(_socket.socket):
         first = (self.reads is not None) + (self.writes is not None)
         return self.behind + first + len(self.hangups or ())
 
+    def events(self, asked: int) -> int:
+        """Those of the events asked for that are there now, and errors and hang-ups (poll(2))."""
+        poll = select.poll()
+        poll.register(self.fileno(), asked)
+        ready = poll.poll(0)
+        return ready[0][1] if ready else 0
+
     def latch(self, error: OSError) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.
 
         Without it a receive after a send that failed would see a clean end.
         """
+        if error.errno in _PASSING_ERRORS and not self.events(0) & select.POLLHUP:
+            return  # IP_RECVERR, ip(7): the stream goes on
         if self.latched is None and error.errno in _STREAM_ERRORS:
             self.latched = OSError(*error.args)  # not the one delivered: a program may raise that
 

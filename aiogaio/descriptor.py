@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING, Any, Self
+
+if sys.platform != "win32":
+    import termios
 
 from aiogaio.connection import Record
 from aiogaio.errors import UnsupportedConnectionError
@@ -46,11 +51,30 @@ class FileRecord(Record):
 
     def recv(self, room: int, flags: int = 0, /) -> bytes:
         """Receive, as a socket does."""
-        return os.read(self.fileno(), room)
+        data = os.read(self.fileno(), room)
+        if not data and self._is_silent():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return data
 
     def recv_into(self, buffer: WriteableBuffer, *_: int) -> int:
         """Receive into a buffer, as a socket does."""
-        return os.readv(self.fileno(), [buffer])
+        size = os.readv(self.fileno(), [buffer])
+        if not size and self._is_silent():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return size
+
+    def _is_silent(self) -> bool:
+        """Whether a read of nothing is not the end, which poll(2) shows.
+
+        A FIFO that no writer has opened yet gives nothing (fifo(7)), and so does a terminal in
+        noncanonical mode with a MIN and a TIME of zero (termios(3)); in canonical mode it is a ^D.
+        """
+        if self.events(select.POLLIN):
+            return False
+        number = self.fileno()
+        if os.isatty(number):
+            return not termios.tcgetattr(number)[3] & termios.ICANON
+        return stat.S_ISFIFO(os.fstat(number).st_mode)
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send, as a socket does."""

@@ -48,7 +48,7 @@ from aiogaio.pollers.base import ERROR, FOR_READS, FOR_WRITES, READABLE, UNCERTA
 from aiogaio.writes import AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from aiogaio.connection import Record
     from aiogaio.instruments import Instrument
@@ -101,7 +101,13 @@ class Proactor(Joints):
         self._turn_limit = self._bytes_read + self._bytes_written + TURN_BYTES
         if self._backlog:
             self._serve_backlog()
-        self._take(self._poller.poll(self._events))
+        try:
+            self._take(self._poller.poll(self._events))
+        except BaseException:
+            for record in self._records:
+                if record is not None:
+                    self._poller.tell_again(record)
+            raise
         if self._hungry:
             self._feed()
         # Large messages in small batches: what is received has to be in the processor's cache still
@@ -122,17 +128,16 @@ class Proactor(Joints):
         ready, deliver, hungry = self._ready, self._deliver, self._hungry
         receive, receive_shot = attempts.receive, attempts.receive_shot
         bytes_read = shots = 0
-        left = iter(events)
         record = None
         try:
-            for fd, bits in left:
+            for fd, bits in events:
                 record = records[fd]
                 if record is None:  # freed since the event was taken
                     continue
                 if bits & UNCERTAIN:
-                    record.short_is_empty = False
                     if bits & URGENT:
                         attempts.expect_marks(record)
+                    record.short_is_empty = False
                     if record.hangups is not None:
                         self._look_for_hangup(record)
                     if bits & ERROR and record.read_paused and type(record.writes) is Gate:
@@ -185,21 +190,10 @@ class Proactor(Joints):
         except BaseException as error:
             if record is not None:
                 self._break_off(record, error)
-            self._take_later(left)
             raise
         finally:
             self._bytes_read += bytes_read
             self._shots += shots
-
-    def _take_later(self, events: Iterable[tuple[int, int]]) -> None:
-        """Keep events for a later turn: none is told twice."""
-        for fd, bits in events:
-            record = self._records[fd]
-            if record is not None:
-                record.readable = record.readable or bool(bits & FOR_READS)
-                record.writable = record.writable or bool(bits & FOR_WRITES)
-                self._put_off(record)
-        self._schedule_turn()
 
     def _take_read(self, fd: int) -> bool:
         """The loop says that this one descriptor is readable; false if no read waits for it.
@@ -246,7 +240,7 @@ class Proactor(Joints):
                 self._bytes_read += operation.size
                 self._finish(operation)
         except BaseException as error:
-            self._break_off(record, error)
+            self._break_off(record, error, operation)
             raise
         finally:
             self._busy, self._direct = False, self._fast and not self._inbox.waiting
@@ -448,11 +442,11 @@ class Proactor(Joints):
         if fd < len(self._records) and self._records[fd] is record:
             self._records[fd] = None
             if self._poller.unregister(record):
-                record.close()
+                attempts.close(record)
             else:  # the number is somebody else's by now, and not ours to close
                 record.detach()
         else:
-            record.close()
+            attempts.close(record)
         if self._ready:
             self._signal.wake()
         _raise_first(raised)

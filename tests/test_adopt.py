@@ -21,8 +21,17 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.probes import LONG, half_closed, identity, open_descriptors, receive, unread, until
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.probes import (
+    LONG,
+    drained,
+    half_closed,
+    identity,
+    open_descriptors,
+    receive,
+    unread,
+    until,
+)
+from tests.support import arrived, collect, one, ready, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [
@@ -125,7 +134,7 @@ async def test_adopt_leaves_the_connection_open_when_the_transport_closes(
     assert not half_closed(peer)
     await assert_works(watcher, conn, peer)
     assert watcher.free(conn)
-    assert peer.recv(1) == b""
+    assert await drained(peer) == b""
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
@@ -221,7 +230,7 @@ async def test_adopt_a_transport_with_data_that_nobody_read(
         protocol.transport.pause_reading()
         await settle(3)
     peer.sendall(b"data")
-    assert unread(socket_of(protocol.transport)) == 4
+    arrived(socket_of(protocol.transport), 4)
     conn = watcher.adopt(protocol.transport)
     await until(lambda: bool(protocol.lost))
     assert protocol.data == b""
@@ -329,7 +338,7 @@ async def test_adopt_more_than_the_reader_likes_to_hold(watcher: Watcher) -> Non
         sent = peer.send(payload)
         await until(lambda: not writer.transport.is_reading())
         sent += peer.send(payload[sent:])
-        assert unread(socket_of(writer)) > 0
+        arrived(socket_of(writer), 1)
         conn = watcher.adopt(writer, reader)
         reading = asyncio.ensure_future(_collect_bytes(watcher, conn, LONG))
         while sent < LONG:
@@ -419,6 +428,7 @@ async def test_D4_adopted_and_the_watcher_closes(watcher: Watcher, streams: Stre
     watcher.adopt(writer, reader)
     watcher.close()
     await writer.wait_closed()
+    ready(peer)
     assert peer.recv(1) == b""
 
 

@@ -52,7 +52,7 @@ class _Echo(threading.Thread):
 
 @with_compiler
 def test_the_load_accepts_a_faithful_echo():
-    done = _Echo(lambda data: data).load("--seconds", "0.1", "--warmup", "0")
+    done = _Echo(lambda data: data).load("--seconds", "1", "--warmup", "0")
     assert done.returncode == 0, done.stderr
 
 

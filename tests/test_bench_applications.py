@@ -118,7 +118,7 @@ def load(name: str, port: int, *arguments: str) -> subprocess.CompletedProcess[s
     if name == "datagrams":
         (native.BUILD / "applications").mkdir(parents=True, exist_ok=True)
         command = [str(native.build("applications/datagrams"))]
-    seconds = () if "--seconds" in arguments else ("--seconds", "0.1")
+    seconds = () if "--seconds" in arguments else ("--seconds", "1")
     place = "--port", str(port), "--server-pid", str(os.getpid())
     return subprocess.run(
         [*command, *arguments, *seconds, *place],
@@ -290,7 +290,7 @@ def test_the_load_of_socks5_notices_a_refusal() -> None:
 
 def run(application: Application) -> Row:
     """The only row of it."""
-    (row,), whole = measure([application], 1, 0.3, choose_cores(), PlainProgress())
+    (row,), whole = measure([application], 1, 1.0, choose_cores(), PlainProgress())
     assert whole
     return row
 

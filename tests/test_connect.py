@@ -6,6 +6,7 @@ import asyncio
 import errno
 import math
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from aiogaio import (
     WatcherClosedError,
 )
 from tests.probes import LONG, half_closed, receive, small_pair, unread, until
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
@@ -314,6 +315,7 @@ async def test_S3_what_stands_behind_a_connect_follows_it(watcher: Watcher, tcp:
         assert not any(op.error for op in results)
         assert [bytes(op.data) for op in reads] == [b"123", b"456"]
         assert await receive(peer, 11) == b"onetwothree"
+        ready(peer)
         assert peer.recv(1) == b""
     await assert_nothing_more(watcher)
 
@@ -538,6 +540,7 @@ async def test_O4_connect_and_reset_at_once(watcher: Watcher, tcp: Place) -> Non
     conn = watcher.delegate(tcp.socket())
     ops = [watcher.connect(conn, tcp.address), watcher.read(conn)]
     reset(tcp.accept())
+    ready(conn, select.POLLHUP)
     assert await collect(watcher, 2) == ops
     assert {type(op.error) for op in ops} == {ConnectionResetError}
 
@@ -885,6 +888,7 @@ async def test_connect_of_a_connected_pair_frees_cleanly(watcher: Watcher) -> No
     op = watcher.connect(conn, peer.getsockname())
     assert await one(watcher) is op
     watcher.free(conn)
+    ready(peer)
     assert peer.recv(1) == b""
     peer.close()
     await assert_nothing_more(watcher)

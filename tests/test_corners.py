@@ -14,7 +14,8 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
@@ -32,8 +33,16 @@ from aiogaio import (
 from aiogaio.connection import Record
 from aiogaio.deadlines import Deadlines
 from aiogaio.inbox import Inbox
+from aiogaio.pollers.epoll import EpollPoller
 from tests.conftest import LOOPS
-from tests.probes import collecting_by_hand, no_loop_errors, open_descriptors, unread, until
+from tests.probes import (
+    collecting_by_hand,
+    half_closed,
+    no_loop_errors,
+    open_descriptors,
+    unread,
+    until,
+)
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 
@@ -472,6 +481,110 @@ async def test_D1_what_an_interrupted_turn_could_not_do_is_left_to_the_next(
     for server, client in pairs:
         watcher.free(server)
         client.close()
+
+
+@pytest.mark.parametrize("step", ["poll", "_take"])
+@INTERRUPTED
+async def test_D1_events_that_were_lost_on_their_way_are_told_again(
+    watcher: Watcher, poller: str, step: str, done: bool
+) -> None:
+    """All of what they told: behind an end a short receive proves nothing."""
+    if poller != "epoll":
+        pytest.skip("the loop tells until nothing is left")
+    pairs = [tcp_pair() for _ in range(4)]
+    for server, _ in pairs:
+        watcher.read(server)
+    await settle()
+    for _, client in pairs:
+        client.sendall(b"x")
+        client.close()
+    with interrupting(EpollPoller if step == "poll" else Watcher, step, done=done):
+        results = await in_spite_of_it(watcher, 4)
+    assert [op.data for op in results] == [b"x"] * 4
+    for op in results:
+        watcher.read(op.conn)
+    results = await collect(watcher, 4)
+    assert {type(op.error) for op in results} == {EndOfStreamError}
+    for op in results:
+        watcher.free(op.conn)
+
+
+@INTERRUPTED
+async def test_D1_the_end_behind_an_interrupted_attempt_is_found(
+    watcher: Watcher, done: bool
+) -> None:
+    pairs = [tcp_pair() for _ in range(4)]
+    for server, _ in pairs:
+        watcher.read(server)
+    await settle()
+    for server, client in pairs:
+        client.sendall(b"x")
+        client.close()
+        await until(partial(half_closed, watcher.delegate(server)))
+    with interrupting(Record, "recv", done=done):
+        results = await in_spite_of_it(watcher, 4)
+    assert len(broken_off(results)) == 1
+    whole = [op.conn for op in results if op.error is None]
+    assert len(whole) == 3
+    for conn in whole:
+        watcher.read(conn)
+    results = await collect(watcher, 3)
+    assert {type(op.error) for op in results} == {EndOfStreamError}
+    for op in results:
+        watcher.free(op.conn)
+
+
+@INTERRUPTED
+@pytest.mark.parametrize("multishot", [False, True], ids=["read", "multishot"])
+async def test_D1_a_result_that_was_on_its_way_is_not_lost(
+    watcher: Watcher, poller: str, multishot: bool, done: bool
+) -> None:
+    """Between being taken out of its queue and being delivered an operation stands nowhere."""
+    if poller != "loop":
+        pytest.skip("_take() has _finish() written out")
+    server, client = tcp_pair()
+    with client:
+        op = watcher.read(server, multishot=multishot)
+        await settle()
+        if multishot:
+            client.shutdown(socket.SHUT_WR)
+        else:
+            client.sendall(b"x")
+        with interrupting(Watcher, "_finish", done=done):
+            assert await in_spite_of_it(watcher, 1) == [op]
+        watcher.free(server)
+
+
+@INTERRUPTED
+async def test_D2_a_consumer_whose_waking_was_interrupted_is_woken_by_the_next_result(
+    watcher: Watcher, done: bool
+) -> None:
+    pairs = [tcp_pair() for _ in range(2)]
+    ops = [watcher.read(server) for server, _ in pairs]
+    waiting = asyncio.ensure_future(collect(watcher, 2))
+    await settle()
+    future = watcher._signal.future
+    assert future is not None
+    with interrupting(Waking, "set_result", done=done):
+        watcher._signal.future = cast("Any", Waking(future))
+        for (_, client), op in zip(pairs, ops, strict=True):
+            client.sendall(b"x")
+            await until(lambda op=op: op.completed)
+        assert await waiting == ops
+    for server, client in pairs:
+        watcher.free(server)
+        client.close()
+
+
+class Waking:
+    """In the place of the future that a consumer awaits."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.done = future.done
+        self._future = future
+
+    def set_result(self, result: None) -> None:
+        self._future.set_result(result)
 
 
 @INTERRUPTED

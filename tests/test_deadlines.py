@@ -40,7 +40,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
@@ -133,8 +133,9 @@ async def test_T1_deadlines_expire_in_their_order(watcher: Watcher) -> None:
     later = [0.003, 0.001, 0.005, 0.002, 0.004]
     for (ours, _), seconds in zip(pairs, later, strict=True):
         watcher.read(ours, context=seconds, deadline=base + seconds)
-    if asyncio.get_running_loop().time() < base and time.monotonic() < base:
-        time.sleep(base + 0.01 - time.monotonic())
+    now = time.monotonic()
+    if asyncio.get_running_loop().time() < base and now < base:
+        time.sleep(base + 0.01 - now)
         assert [op.context for op in await collect(watcher, 5)] == sorted(later)
     for _, peer in pairs:
         peer.close()
@@ -312,6 +313,7 @@ async def test_T1_past_deadline_accepts_who_has_knocked(watcher: Watcher) -> Non
     assert isinstance(op.error, DeadlineExceededError)
     assert op.accepted is None
     with socket.create_connection(address) as client:
+        ready(listener)
         op = watcher.accept(listener, timeout=0)
         assert watcher.poll_io() == [op]
         assert op.error is None

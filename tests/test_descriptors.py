@@ -14,6 +14,7 @@ import resource
 import socket
 import stat
 import struct
+import termios
 import time
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -446,6 +447,79 @@ async def test_O4_pipe_is_read_to_its_end(watcher: Watcher, tmp_path: Path, fifo
     assert await collect(watcher, 3) == ops
     assert ops[0].data == b"last"
     assert {type(op.error) for op in ops[1:]} == {EndOfStreamError}
+
+
+READS: dict[str, Callable[[Watcher, Connection], Operation]] = {
+    "read": lambda watcher, conn: watcher.read(conn),
+    "into": lambda watcher, conn: watcher.read(conn, bytearray(9)),
+    "full": lambda watcher, conn: watcher.read_full(conn, bytearray(4)),
+    "until": lambda watcher, conn: watcher.read_until(conn, b"ta"),
+    "multishot": lambda watcher, conn: watcher.read(conn, multishot=True),
+}
+
+by_each_read = pytest.mark.parametrize("read", READS)
+
+
+@by_each_read
+async def test_fifo_without_a_writer_yet_has_not_ended(
+    watcher: Watcher, tmp_path: Path, read: str
+) -> None:
+    """There read(2) gives nothing, as it does at the end (fifo(7))."""
+    os.mkfifo(tmp_path / "fifo")
+    number = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    conn = watcher.delegate(number)
+    os.close(number)
+    READS[read](watcher, conn)
+    await settle()
+    assert watcher.poll_io() == []
+    with open(tmp_path / "fifo", "wb", buffering=0) as writer:
+        writer.write(b"data")
+        op = await one(watcher)
+        assert (op.error, bytes(op.data)) == (None, b"data")
+    if not op.more:
+        READS[read](watcher, conn)
+    assert type((await one(watcher)).error) is EndOfStreamError
+
+
+@by_each_read
+async def test_terminal_that_reads_nothing_at_once_has_not_ended(
+    watcher: Watcher, read: str
+) -> None:
+    """With a MIN and a TIME of zero read(2) gives nothing, not EAGAIN (termios(3))."""
+    ours, theirs = os.openpty()
+    try:
+        tty.setraw(theirs)
+        settings = termios.tcgetattr(theirs)
+        settings[6][termios.VMIN] = settings[6][termios.VTIME] = 0
+        termios.tcsetattr(theirs, termios.TCSANOW, settings)
+        conn = watcher.delegate(theirs)
+        for number in range(3):
+            if read != "multishot" or number == 0:
+                READS[read](watcher, conn)
+            await settle()
+            assert watcher.poll_io() == []
+            os.write(ours, b"data")
+            op = await one(watcher)
+            assert (op.error, bytes(op.data)) == (None, b"data")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@by_each_read
+async def test_end_that_is_typed_on_a_terminal_is_the_end(watcher: Watcher, read: str) -> None:
+    """By a control-D in canonical mode: it shows once, by a read of nothing."""
+    ours, theirs = os.openpty()
+    try:
+        conn = watcher.delegate(theirs)
+        READS[read](watcher, conn)
+        await settle()
+        assert watcher.poll_io() == []
+        os.write(ours, b"\x04")
+        assert type((await one(watcher)).error) is EndOfStreamError
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 async def test_fifo_goes_on_with_its_next_writer(watcher: Watcher, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ import pytest
 import aiogaio
 from aiogaio import Watcher, completions, core, instruments
 from aiogaio.attempts import streams
-from tests.support import reset, settle, tcp_pair
+from tests.support import arrived, reset, settle, tcp_pair
 
 ROOT = Path(__file__).parent.parent
 MODULES = (asyncio, logging, os, prometheus_client, socket, sys)
@@ -383,7 +383,8 @@ async def read_for(function: Function) -> None:
     ours, peer = tcp_pair()
     with peer:
         peer.sendall(b"half")
-        assert await function(ours, 8, 0.01) == b"half"
+        arrived(ours, 4)
+        assert await function(ours, 8, 0.5) == b"half"
     ours, peer = tcp_pair()
     with peer:
         peer.sendall(b"all of it")

@@ -481,7 +481,7 @@ ENDS: dict[str, tuple[Callable[[Line, Operation], None], type[Exception]]] = {
 @pytest.mark.parametrize("how", ENDS)
 async def test_read_until_that_ends_early_leaves_all_to_the_next_read(line: Line, how: str) -> None:
     end, error = ENDS[how]
-    op = line.until(timeout=0.5 if how == "expired" else 10)
+    op = line.until(timeout=2 if how == "expired" else 10)
     line.peer.sendall(b"par")
     await until(lambda: line.kept == b"par")
     line.peer.sendall(b"tial")

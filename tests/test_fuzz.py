@@ -23,7 +23,8 @@ from tests.fuzz.reach import all_lines
 from tests.fuzz.steps import MOST, NAMES, decode, encode
 from tests.fuzz.target import Crash, one_input
 from tests.model.machine import _STEPS
-from tests.support import collect, one, settle, tcp_pair
+from tests.probes import until
+from tests.support import arrived, collect, one, settle, tcp_pair
 
 SEED = 7
 INPUTS = 200
@@ -156,9 +157,11 @@ async def test_a_hangup_is_told_behind_a_multishot_read_that_had_to_rest(poller:
         conn = watcher.delegate(server)
         watcher.recvmsg(conn, multishot=True)
         client.sendall(b"x")
+        await until(lambda: watcher.statistics().bytes_read == 1)
         await settle()  # its result waits to be collected, so it takes nothing more
         watcher.notify_hangup(conn)
         client.sendall(b"y")
+        arrived(conn, 1)
         await settle()  # and with the loop poller is no longer told of events
         client.close()
         results = await collect(watcher, 4)

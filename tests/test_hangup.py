@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +38,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.support import arrived, collect, one, ready, reset, settle, tcp_pair, unix_pair
 from tests.test_connect import (
     BAD_TIMES,
     Ending,
@@ -91,7 +92,7 @@ async def came(conn: Connection, peer: socket.socket, data: bytes) -> None:
     """Send, and wait until it is there, and the loop has been told."""
     before = unread(conn)
     peer.sendall(data)
-    await until(lambda: unread(conn) == before + len(data))
+    arrived(conn, before + len(data))  # before the loop runs: a read would take it
     await settle(5)
 
 
@@ -107,6 +108,7 @@ async def test_shutdown(watcher: Watcher, pair: Pair) -> None:
     assert (op.type, op.error, op.size, op.data, op.more) == (OpType.SHUTDOWN, None, 0, b"", False)
     assert op.context is context
     assert op.conn is conn
+    ready(peer)
     assert peer.recv(1) == b""
     peer.sendall(b"still")
     assert (await read(watcher, conn)).data == b"still"
@@ -121,6 +123,7 @@ async def test_shutdown_leaves_a_pending_read_alone(watcher: Watcher, pair: Pair
     await settle(2)
     op = watcher.shutdown(conn)
     assert await one(watcher) is op
+    ready(peer)
     assert peer.recv(1) == b""
     peer.sendall(b"data")
     assert await one(watcher) is pending
@@ -132,6 +135,7 @@ async def test_shutdown_delegates_a_socket(watcher: Watcher) -> None:
     with peer:
         op = watcher.shutdown(ours)
         assert watcher.poll_io() == [op]
+        ready(peer)
         assert peer.recv(1) == b""
 
 
@@ -145,6 +149,7 @@ async def test_S3_shutdown_stands_behind_the_queued_writes(
     assert watcher.pending(conn).requests == 3
     assert (await receive(peer, LONG + 2)).endswith(b"\0ab")
     assert await collect(watcher, 3) == ops
+    ready(peer)
     assert peer.recv(1) == b""
     assert not any(op.error for op in ops)
     await assert_nothing_more(watcher)
@@ -212,6 +217,7 @@ async def test_S3_shutdown_in_the_middle_ends_alone(
     assert await one(watcher) is ops[0]
     assert (await receive(peer, LONG + 1))[-1:] == b"x"
     assert await collect(watcher, 3) == [write, *ops[1:]]
+    ready(peer)
     assert peer.recv(1) == b""
     await assert_nothing_more(watcher)
 
@@ -240,6 +246,7 @@ async def test_T3_shutdown_behind_a_torn_write(
         peer.recv(1)
     op = watcher.shutdown(conn)  # now the program knows
     assert watcher.poll_io() == [op]
+    ready(peer)
     assert peer.recv(1) == b""
     await assert_nothing_more(watcher)
 
@@ -286,6 +293,7 @@ async def test_T1_shutdown_that_is_overdue(
     assert watcher.poll_io() == [behind, alone]
     assert type(behind.error) is DeadlineExceededError
     assert alone.error is None
+    ready(tcp[1])
     assert tcp[1].recv(1) == b""
 
 
@@ -325,6 +333,7 @@ async def test_shutdown_twice(watcher: Watcher, pair: Pair) -> None:
     ops = [watcher.shutdown(conn), watcher.shutdown(conn)]
     assert watcher.poll_io() == ops
     assert [op.error for op in ops] == [None, None]
+    ready(peer)
     assert peer.recv(1) == b""
 
 
@@ -346,6 +355,7 @@ async def test_shutdown_behind_more_than_one_turn_writes(watcher: Watcher) -> No
     with peer:
         await receive(peer, 20 * LONG)
         assert await collect(watcher, 21) == ops
+        ready(peer)
         assert peer.recv(1) == b""
 
 
@@ -401,6 +411,28 @@ async def test_hangup_that_has_happened_already(
     op = watcher.notify_hangup(conn)
     assert await one(watcher) is op
     await assert_nothing_more(watcher)
+
+
+async def test_hangup_is_not_told_of_errors_that_nobody_reads(watcher: Watcher, tcp: Pair) -> None:
+    """The queue of them shows an error in every event, and the connection is well (socket(7))."""
+    conn, peer = tcp
+    sent = 1 << 1 | 1 << 4 | 1 << 11  # SOF_TIMESTAMPING_*, linux/net_tstamp.h
+    conn.setsockopt(socket.SOL_SOCKET, 37, sent)  # SO_TIMESTAMPING
+    watcher.write(conn, b"x")
+    assert (await one(watcher)).error is None
+    assert peer.recv(9) == b"x"
+    await until(lambda: bool(events(conn) & select.POLLERR))
+    op = watcher.notify_hangup(conn)
+    peer.sendall(b"data")
+    watcher.read(conn)
+    assert (await one(watcher)).data == b"data"
+    end = watcher.read(conn)
+    await settle()
+    assert not op.completed
+    peer.close()
+    assert set(await collect(watcher, 2)) == {op, end}
+    assert op.error is None
+    assert type(end.error) is EndOfStreamError
 
 
 async def test_O4_hangup_takes_nothing(

@@ -1146,6 +1146,76 @@ async def test_P1_urgent_data_does_not_stop_a_stream_while_signals_come(watcher:
         signal.signal(signal.SIGALRM, before)
 
 
+async def test_P1_a_mark_whose_byte_was_taken_before_does_not_stop_a_stream(
+    watcher: Watcher,
+) -> None:
+    """A receive stops there all the same, and no event tells of it (tcp(7))."""
+    ours, peer = tcp_pair()
+    with peer:
+        peer.sendall(b"ab")
+        peer.send(b"!", socket.MSG_OOB)
+        peer.sendall(b"cd")
+        await until(lambda: bool(select.select([], [], [ours], 0)[2]))
+        assert ours.recv(1, socket.MSG_OOB) == b"!"
+        assert ours.recv(9, socket.MSG_PEEK) == b"ab"
+        conn = watcher.delegate(ours)
+        watcher.write(conn, b"x")
+        assert (await one(watcher)).error is None
+        assert peer.recv(1) == b"x"
+        await settle()  # the first edge has been told
+        received = b""
+        while len(received) < 4:
+            watcher.read(conn)
+            received += (await one(watcher)).data
+        assert received == b"abcd"
+        await echo(watcher, conn, peer)
+
+
+async def test_P1_behind_the_mark_a_short_receive_proves_again_that_nothing_is_left(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Urgent data that came once does not cost a system call for each message ever after."""
+    ours, peer = tcp_pair()
+    with peer:
+        conn = watcher.delegate(ours)
+        await across_marks(watcher, "read", conn, peer, b"abcd")
+        await echo(watcher, conn, peer)
+        attempts: list[int] = []
+
+        def counted(self: Any, *args: Any) -> int:
+            attempts.append(1)
+            return socket.socket.recv_into(self, *args)
+
+        monkeypatch.setattr(Record, "recv_into", counted, raising=False)
+        for _ in range(3):
+            del attempts[:]
+            op = watcher.read(conn, bytearray(9))
+            await settle()
+            peer.send(b"message")
+            assert await one(watcher) is op
+            await settle()
+        assert len(attempts) == 1
+
+
+async def test_P1_empty_messages_of_a_seqpacket_socket_are_not_its_end(watcher: Watcher) -> None:
+    ours, peer = unix_pair(socket.SOCK_SEQPACKET)
+    sent = [b"a", b"", b"", b"b", b"", b"c"]
+    for message in sent:
+        peer.send(message)
+    peer.close()
+    conn = watcher.delegate(ours)
+    received = []
+    while (op := await one_read(watcher, conn)).error is None:
+        received.append(op.data)
+    assert received == sent
+    assert isinstance(op.error, EndOfStreamError)
+
+
+async def one_read(watcher: Watcher, conn: Connection) -> Operation:
+    watcher.read(conn)
+    return await one(watcher)
+
+
 @pytest.mark.parametrize("how", ["read", "read_full", "multishot"])
 async def test_P1_urgent_data_and_the_end_in_one_edge(watcher: Watcher, how: str) -> None:
     ours, peer = tcp_pair()

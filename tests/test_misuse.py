@@ -16,6 +16,7 @@ import gc
 import math
 import os
 import re
+import select
 import socket
 import ssl
 import tempfile
@@ -36,7 +37,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.support import collect, one, reset, tcp_pair, unix_pair
+from tests.support import collect, one, ready, reset, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [
@@ -575,6 +576,7 @@ async def test_S2_reset_connection_arrives_as_a_result(watcher: Watcher) -> None
     server, client = tcp_pair()
     conn = watcher.delegate(server)
     reset(client)
+    ready(conn, select.POLLHUP)
     submitted = [watcher.read(conn), watcher.write(conn, bytes(1 << 20))]
     results = await collect(watcher, 2)
     assert set(results) == set(submitted)

@@ -130,8 +130,8 @@ def test_a_worker_that_dies_is_started_again_after_a_delay_that_grows() -> None:
         (healthy,) = [m[2] for m in server.wait_for(READY, 2) if m[1] == "0"]
         for number, delay in enumerate(["0.1", "0.2", "0.4"]):
             (victim,) = [m[2] for m in server.wait_for(READY, 2 + number) if m[1] == "1"][-1:]
-            os.kill(int(victim), signal.SIGKILL)
             began = time.monotonic()
+            os.kill(int(victim), signal.SIGKILL)
             server.wait_for(rf"worker 1 \(pid {victim}\) ended: signal SIGKILL")
             server.wait_for(rf"worker 1 starts again in {delay} s")
             server.wait_until_ready(3 + number)
@@ -200,15 +200,15 @@ def test_a_restart_refuses_nobody_and_the_old_workers_serve_those_they_have() ->
 
 
 def test_an_old_worker_leaves_its_clients_when_the_grace_is_over() -> None:
-    with running("--grace", "1") as server, connect(server) as client:
+    with running("--grace", "3") as server, connect(server) as client:
         server.wait_until_ready(2)
         assert echoes(client)
+        began = time.monotonic()
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(r"worker \d \(pid \d+\) drains", 2)
         assert echoes(client)
-        began = time.monotonic()
         assert client.recv(1) == b""
-        assert time.monotonic() - began > 0.5
+        assert time.monotonic() - began >= 3
         server.wait_for(r"worker \d \(pid \d+\) ended: status 0", 2)
         server.stop()
 
@@ -256,7 +256,7 @@ def stuck(sock: socket.socket, server: Server, size: int) -> bool:
 def test_what_a_worker_has_read_it_still_sends_when_the_server_stops() -> None:
     with running("--workers", "1") as server, connect(server) as client:
         server.wait_until_ready(1)
-        block, size = bytes(range(256)) * 256, 0
+        block, size = bytes(range(250)) * 240, 0  # one segment: the worker reads it whole
         while size == 0 or not stuck(client, server, size):  # nobody reads the echo
             client.sendall(block)
             size += len(block)

@@ -8,7 +8,9 @@ import gc
 import os
 import random
 import socket
+import struct
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -130,7 +132,7 @@ async def test_O1_a_socket_stands_for_its_connection_in_later_requests(watcher: 
         assert second.conn is third.conn is conn
         assert second.context == third.context == "the connection's"
         peer.sendall(b"one")
-        await until(lambda: unread(conn) == 0)
+        await until(lambda: first.completed)
         peer.sendall(b"four")
         results = await collect(watcher, 3)
         assert {op.conn for op in results} == {conn}
@@ -314,6 +316,23 @@ async def test_O2_free_closes_at_once(watcher: Watcher, how: str) -> None:
         assert conn.fileno() == -1
         assert watcher.statistics().connections == 0
         assert type((await one(watcher)).error) is ConnectionFreedError
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["free", "close"])
+async def test_O2_free_does_not_wait_for_what_is_unsent(watcher: Watcher, whole: bool) -> None:
+    """With a time in SO_LINGER close(2) does, of a non-blocking socket too (socket(7))."""
+    ours, peer = tcp_pair()
+    with peer:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        conn = watcher.delegate(ours)
+        watcher.write(conn, bytes(32 << 20))
+        await settle()
+        sent = watcher.statistics().bytes_written
+        assert unread(peer) < sent
+        begin = time.monotonic()
+        (watcher if whole else conn).close()
+        assert time.monotonic() - begin < 10
+        assert len(await drained(peer)) == sent, "what the system had taken did not arrive"
 
 
 async def test_O2_freeing_again_returns_false_and_closes_nothing(watcher: Watcher) -> None:

@@ -7,6 +7,7 @@ An end in order, on the other hand, makes later sends fail, and stays an end all
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from aiogaio import Connection, EndOfStreamError, Operation, Watcher
+from aiogaio.connection import Record
 from tests.probes import (
     LONG,
     events,
@@ -677,3 +679,28 @@ async def test_O4_a_datagram_sockets_error_is_told_once(watcher: Watcher) -> Non
         assert (op.error, op.data) == (None, b"")
         peer.send(b"data")
         assert (await read(watcher, conn)).data == b"data"
+
+
+async def test_O4_an_error_that_the_stream_survives_is_not_its_end(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ICMP "unreachable" is told once, if the socket wants that (IP_RECVERR, ip(7))."""
+    told: list[int] = []
+
+    def receive_or_tell(self: Any, *args: int) -> bytes:
+        if not told:
+            told.append(errno.EHOSTUNREACH)
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+        return socket.socket.recv(self, *args)
+
+    ours, peer = tcp_pair()
+    with peer:
+        conn = watcher.delegate(ours)
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "recv", receive_or_tell, raising=False)
+            op = await read(watcher, conn)
+            assert op.error is not None and op.error.errno == errno.EHOSTUNREACH
+        peer.sendall(b"alive")
+        op = await read(watcher, conn)
+        assert (op.error, op.data) == (None, b"alive")
+    await assert_ended(watcher, conn)

@@ -238,12 +238,12 @@ def test_a_refusal_is_not_overtaken_by_a_reset_however_much_the_client_sends(
 
 
 def test_a_client_that_takes_too_long_is_reset_and_one_that_leaves_is_forgotten() -> None:
-    with running("--patience", "0.5") as (process, address):
+    with running("--patience", "2") as (process, address):
         at_first = open_sockets(process)
         said = [b"", GREETING[:1], GREETING, GREETING + request(b"localhost", 1)[:-1]]
         with contextlib.ExitStack() as stack:
-            slow = [stack.enter_context(socket.create_connection(address)) for _ in said]
             began = time.monotonic()
+            slow = [stack.enter_context(socket.create_connection(address)) for _ in said]
             for sent in said:
                 with socket.create_connection(address, timeout=LIMIT) as leaving:
                     leaving.sendall(sent)
@@ -255,7 +255,7 @@ def test_a_client_that_takes_too_long_is_reset_and_one_that_leaves_is_forgotten(
                     assert receive(client, 2) == WELCOME
                 with pytest.raises(ConnectionResetError):
                     client.recv(1)
-            assert time.monotonic() - began >= 0.4
+            assert time.monotonic() - began >= 1.9
             wait_until(lambda: open_sockets(process) == at_first)
         assert stopped(process) == "closed: 0 connections relayed, 8 refused\n"
 
@@ -273,7 +273,7 @@ def silent() -> Iterator[tuple[str, int]]:
 
 
 def test_a_destination_that_does_not_answer_in_time_is_reply_4_and_is_given_up() -> None:
-    with silent() as (host, port), running("--patience", "0.5") as (process, address):
+    with silent() as (host, port), running("--patience", "2") as (process, address):
         at_first = open_sockets(process)
         assert answer(address, request(host, port))[0] == 4
         wait_until(lambda: open_sockets(process) == at_first)

@@ -145,12 +145,12 @@ def test_a_client_whose_upstream_refuses_is_reset_and_the_others_go_on() -> None
 def test_a_connection_on_which_nothing_moves_is_reset_after_the_idle_time() -> None:
     with (
         upstream() as (listener, to),
-        running("--to", to, "--idle", "0.5") as (process, address),
+        running("--to", to, "--idle", "1.5") as (process, address),
         through(address, listener) as (client, server),
     ):
         began = time.monotonic()
         last = began
-        while last < began + 1.0:  # twice the idle time, never silent for all of it
+        while last < began + 2:  # more than the idle time, never silent for all of it
             last = time.monotonic()
             client.sendall(b".")
             assert server.recv(1) == b"."
@@ -158,7 +158,7 @@ def test_a_connection_on_which_nothing_moves_is_reset_after_the_idle_time() -> N
         for sock in (client, server):
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-        assert time.monotonic() - last >= 0.5
+        assert time.monotonic() - last >= 1.5
         stopped(process)
 
 
@@ -174,7 +174,7 @@ def test_a_receiver_that_stops_reading_stops_its_sender_and_memory_stays_flat() 
         at_first = memory().rss
         block, sent = random.randbytes(1 << 16), 0
         summed = hashlib.sha256()
-        client.settimeout(0.5)
+        client.settimeout(2)  # nobody makes room for so long, though the machine may pause
         with pytest.raises(TimeoutError):
             while sent < 256 << 20:
                 count = client.send(block)

@@ -9,7 +9,7 @@ Errors are delivered without their traceback: its frames would keep alive all th
 watcher's own calls, for as long as the program keeps the result.
 """
 
-from aiogaio.attempts.connecting import connect, hung_up, is_uncertain, shut_down
+from aiogaio.attempts.connecting import close, connect, hung_up, is_uncertain, shut_down
 from aiogaio.attempts.files import send_file
 from aiogaio.attempts.frames import receive_rest, receive_until, rest_shot
 from aiogaio.attempts.messages import message_shot, receive_message, send_message
@@ -32,6 +32,7 @@ __all__ = [
     "CHUNK",
     "SHORTAGE",
     "accept",
+    "close",
     "connect",
     "expect_marks",
     "hung_up",

@@ -6,12 +6,14 @@ import errno
 import os
 import select
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from aiogaio.connection import Record
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
+_LINGER: Final = struct.Struct("ii")
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
 
 
@@ -40,19 +42,36 @@ def hung_up(record: Record) -> bool:
             return False
         except OSError:
             return True
-    return shows(record, _HUNG_UP)
+    # Not an error alone: a queue of errors that nobody reads shows it, too (MSG_ERRQUEUE, recv(2)).
+    # What is no socket has none of these, and a pipe without a reader shows nothing but an error.
+    signs = _HUNG_UP | select.POLLHUP
+    if record.family == socket.AF_UNSPEC:
+        signs |= select.POLLERR
+    return bool(record.events(_HUNG_UP) & signs)
 
 
 def is_uncertain(record: Record) -> bool:
     """Whether there is the end, an error or urgent data: see ``Record.short_is_empty``."""
-    return shows(record, _HUNG_UP | select.POLLPRI)
+    return bool(record.events(_HUNG_UP | select.POLLPRI))
 
 
-def shows(record: Record, events: int) -> bool:
-    """Whether one of these events is there now, or an error (poll(2))."""
-    poll = select.poll()
-    poll.register(record.fileno(), events)
-    return bool(poll.poll(0))
+def close(record: Record) -> None:
+    """Close the descriptor, without waiting.
+
+    Of a TCP socket with a time in SO_LINGER close(2) waits for the peer to acknowledge, though the
+    socket is non-blocking (socket(7)). Without it the system sends what is left just the same, and
+    nobody waits. A time of zero, a reset, stays.
+    """
+    if record.is_tcp:
+        try:
+            lingers, seconds = _LINGER.unpack(
+                record.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+            )
+            if lingers and seconds:
+                record.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(0, 0))
+        except OSError:
+            pass
+    record.close()
 
 
 def shut_down(record: Record) -> OSError | None:

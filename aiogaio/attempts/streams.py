@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.attempts.connecting import hung_up
 from aiogaio.errors import EndOfStreamError
 from aiogaio.operation import Operation, OpType, octets_of
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from aiogaio.connection import Record
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 #: that a connection with 100 MiB to send leaves the others their turn.
 CHUNK: Final = 256 * 1024
 
+_INT: Final = struct.Struct("i")
 _READ: Final = OpType.READ  # a look-up of one step
 
 #: accept(2): errors of the connection that was to be accepted, to be treated like EAGAIN.
@@ -220,11 +227,19 @@ def ends_with_zero(record: Record) -> bool:
 
 def _nothing_follows(record: Record) -> bool:
     try:
-        return not record.recv(1, socket.MSG_PEEK)
+        if record.recv(1, socket.MSG_PEEK):
+            return False
     except BlockingIOError:
         return False
     except OSError:
         return True
+    # Another empty message, or the end. It is not, if bytes are waiting (unix(7), SIOCINQ).
+    return record.family != socket.AF_UNIX or not _unread(record)
+
+
+def _unread(record: Record) -> int:
+    answer = fcntl.ioctl(record.fileno(), termios.FIONREAD, _INT.pack(0))
+    return int(_INT.unpack(answer)[0])
 
 
 def end_of_stream(record: Record) -> Exception:

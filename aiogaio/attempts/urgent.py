@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Any, Final
 
-from aiogaio.attempts.connecting import shows
+from aiogaio.attempts.connecting import is_uncertain
 from aiogaio.connection import Record
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ _TRIES: Final = 100
 
 
 class MarkedRecord(Record):
-    """A TCP socket that was told to have urgent data.
+    """A TCP socket in which there may be a mark of urgent data (tcp(7)).
 
     When the mark comes next, recv(2) fails with EAGAIN while a signal is pending in the thread,
     even if more has arrived behind it (Linux, tcp_recvmsg). No edge tells of that again, so it is
-    poll(2) that says whether the socket is empty.
+    poll(2) that says whether the socket is empty. If it is, there is no mark any more.
     """
 
     __slots__ = ()
@@ -44,12 +44,16 @@ class MarkedRecord(Record):
             try:
                 return receive(*args)
             except BlockingIOError:
-                if not shows(self, select.POLLIN):
+                if not self.events(select.POLLIN):
+                    if not is_uncertain(self):
+                        self.short_is_empty = True
+                        self.__class__ = Record  # type: ignore[assignment]
                     raise
         return receive(*args)
 
 
 def expect_marks(record: Record) -> None:
-    """Let a record know that urgent data has come: see :class:`MarkedRecord`."""
+    """Urgent data may be in the stream: see :class:`MarkedRecord`."""
     if type(record) is Record and record.is_tcp:
+        record.short_is_empty = False
         record.__class__ = MarkedRecord

@@ -94,11 +94,12 @@ async def streams_server(listener: socket.socket) -> AsyncIterator[Serving]:
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(READ_SIZE):
-                writer.write(data)
-                await writer.drain()
-        with contextlib.suppress(ConnectionError):
-            writer.close()
+            try:
+                while data := await reader.read(READ_SIZE):
+                    writer.write(data)
+                    await writer.drain()
+            finally:
+                writer.close()
             await writer.wait_closed()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

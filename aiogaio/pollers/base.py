@@ -82,6 +82,10 @@ class Poller(Protocol):
         """What is ready at this moment, as ``(descriptor, events)``, so many at most; no wait."""
         ...
 
+    def tell_again(self, record: Record) -> None:
+        """What was reported of it may have been lost on the way: report it anew."""
+        ...
+
     def close(self) -> None:
         """Unregister from the loop and close what is the poller's own."""
         ...

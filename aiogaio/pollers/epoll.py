@@ -86,6 +86,9 @@ class EpollPoller:
     def poll(self, limit: int) -> list[tuple[int, int]]:
         return self._epoll.poll(0, limit)
 
+    def tell_again(self, record: Record) -> None:
+        self.holds(record)  # EPOLL_CTL_MOD is an edge for what is ready
+
     def close(self) -> None:
         # First out of the loop, then closed: uvloop aborts the process otherwise.
         if not self._epoll.closed:

@@ -184,6 +184,9 @@ class LoopPoller:
         """Nothing: the loop itself calls."""
         return []
 
+    def tell_again(self, record: Record) -> None:
+        """Nothing to do: the loop reports what is ready until it is not."""
+
     def lost(self, interest: _Interest) -> None:
         """The loop has dropped a callback that it was not told to drop. Called from a finalizer."""
         try:

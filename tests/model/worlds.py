@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.probes import events
 from tests.simulation import Network
 from tests.simulation.network import FIRST_DESCRIPTOR
+from tests.support import ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,11 +139,18 @@ class RealWorld(World):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             return pair
         peer = self.dial(self.listener.getsockname())
-        while True:
-            ours, address = self.listener.accept()
-            if address == peer.getsockname():
-                return ours, peer
-            self._arrived[address] = ours
+        return self._arrival(peer.getsockname()), peer
+
+    def peer_of(self, conn: Connection) -> Any:
+        return self._arrival(conn.sockname)
+
+    def _arrival(self, name: Any) -> Any:
+        """Who has connected from there. Loopback takes its time: the listener may know later."""
+        while name not in self._arrived:
+            ready(self.listener)
+            peer, address = self.listener.accept()
+            self._arrived[address] = peer
+        return self._arrived.pop(name)
 
     def server(self) -> Any:
         listener = _small_socket()

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from aiogaio import completions, delegation, inbox, proactor
-from aiogaio.attempts import connecting, files, splices
+from aiogaio import completions, connection, delegation, inbox, proactor
+from aiogaio.attempts import files, splices
 from aiogaio.connection import Record
 from aiogaio.pollers import epoll, loop
 from tests.simulation.readiness import SimulatedEpoll, SimulatedPoll
@@ -49,7 +49,7 @@ class Replaced:
         for module, name, value in (
             (delegation, "Record", self._record),
             (delegation, "socket", _Over(socket, close=self._close)),
-            (connecting, "select", _Over(select, poll=self._poll)),
+            (connection, "select", _Over(select, poll=self._poll)),
             (epoll, "select", _Over(select, epoll=lambda: SimulatedEpoll(network))),
             (loop, "os", _Over(os, fstat=self._fstat)),
             (splices, "os", _Over(os, splice=self._splice)),
