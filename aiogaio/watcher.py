@@ -104,7 +104,8 @@ class Watcher(MessageRequests):
         an object with ``fileno()``, or the number) is duplicated, and stays the caller's. The
         duplicate shares the open file description, so the original becomes non-blocking as well
         (O_NONBLOCK, fcntl(2)), in every process that has it: for a terminal, that is the shell's
-        stdin, too. Set it back with ``os.set_blocking(fd, True)`` when you are done.
+        stdin, too. Set it back with ``os.set_blocking(fd, True)`` when you are done. Whoever does
+        so before lets reads that find nothing hold the loop.
 
         :raises UnsupportedConnectionError: nothing of this kind, a plain file, an ``SSLSocket``, a
             socket that is closed, or that belongs to an asyncio transport or to another watcher.
@@ -405,7 +406,8 @@ class Watcher(MessageRequests):
         """Close the connection now (close(2)), and release all that belongs to it.
 
         What is pending completes with :exc:`ConnectionFreedError`, reads first. A socket that
-        was never delegated is just closed. Returns ``False`` if it was closed already.
+        was never delegated is just closed. Returns ``False`` if it was closed already. A time in
+        SO_LINGER (socket(7)) does not make it wait: the system sends what it has taken.
 
         :raises UnsupportedConnectionError: as :meth:`delegate`.
 

@@ -35,6 +35,7 @@ from aiogaio.cli.server import (
     watcher_server,
 )
 from aiogaio.cli.summary import summary, verdict
+from tests.probes import drained, receive
 from tests.programs import LIMIT, ROOT, wait_until
 
 BRIEF = ("--connections", "20", "--seconds", "0.2")
@@ -607,3 +608,13 @@ def test_batches_know_their_mean_and_maximum() -> None:
 def test_streams_server_is_measured_by_the_same_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run(SMALL, {"asyncio streams": streams_server}) == 0
     assert cells(capsys.readouterr().out, "connections served") == ["5 of 5"]
+
+
+async def test_streams_server_closes_what_is_open_when_it_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with streams_server(listener):
+            client = socket.create_connection(listener.getsockname())
+            client.sendall(b"served")
+            assert await receive(client, 6) == b"served"
+        with client:
+            assert await drained(client) == b""

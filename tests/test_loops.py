@@ -49,7 +49,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")
@@ -973,6 +973,7 @@ async def test_P1_connected_udp_refused_while_nobody_reads(watcher: Watcher) -> 
         for _ in range(4):
             peer.connect(stranger.getsockname())
             watcher.write(conn, b"refused", silent=True)
+            ready(conn, select.POLLERR)
             await settle(5)
             write = watcher.write(conn, b"told")
             assert await one(watcher) is write

@@ -56,7 +56,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [
@@ -1098,17 +1098,17 @@ async def test_relay_timeout_is_the_longest_silence_in_both_directions(
     async with Watcher(poller=name) as watcher:
         line = lay(watcher)
         source, target = (line.far, line.near) if back else (line.near, line.far)
-        relay = line.relay(timeout=0.15)
+        relay = line.relay(timeout=0.6)
         begin = last = loop.time()
-        while loop.time() < begin + 0.3 and not relay.completed:
+        while loop.time() < begin + 1 and not relay.completed:
             source.sendall(b"x")
             assert await receive(target, 1) == b"x"
             last = loop.time()
             await asyncio.sleep(0.02)
-        assert not relay.completed or loop.time() - last > 0.14  # a machine that stood still
+        assert not relay.completed or loop.time() - last > 0.59  # a machine that stood still
         assert await one(watcher) is relay
         assert type(relay.error) is DeadlineExceededError
-        assert 0.14 <= loop.time() - last < 5
+        assert 0.59 <= loop.time() - last < 5
 
 
 @pytest.mark.parametrize("name", ["epoll", "loop"])
@@ -1116,6 +1116,8 @@ async def test_relay_deadline_ends_it_though_bytes_come(name: Any, lay: Lay) -> 
     loop = asyncio.get_running_loop()
     async with Watcher(poller=name) as watcher:
         line = lay(watcher)
+        line.near.sendall(b"x")
+        ready(line.a)
         end = loop.time() + 0.05
         relay = line.relay(deadline=end)
         async with asyncio.timeout(10):
@@ -1234,8 +1236,7 @@ async def test_D3_relays_leave_other_tasks_their_time(watcher: Watcher, lay: Lay
         line.far.setblocking(False)
     turns: list[float] = []
     moved = 0
-    end = time.monotonic() + 0.05
-    while time.monotonic() < end:
+    for _ in range(100):
         for line in lines:
             with suppress(BlockingIOError):
                 line.near.send(PAYLOAD[: 1 << 16])
