@@ -64,17 +64,18 @@ class FileRecord(Record):
         return size
 
     def _is_silent(self) -> bool:
-        """Whether a read of nothing is not the end, which poll(2) shows.
+        """Whether a read of nothing is not the end, of which poll(2) shows a hang-up.
 
         A FIFO that no writer has opened yet gives nothing (fifo(7)), and so does a terminal in
         noncanonical mode with a MIN and a TIME of zero (termios(3)); in canonical mode it is a ^D.
         """
-        if self.events(select.POLLIN):
-            return False
         number = self.fileno()
         if os.isatty(number):
-            return not termios.tcgetattr(number)[3] & termios.ICANON
-        return stat.S_ISFIFO(os.fstat(number).st_mode)
+            if termios.tcgetattr(number)[3] & termios.ICANON:
+                return False
+        elif not stat.S_ISFIFO(os.fstat(number).st_mode):
+            return False
+        return not self.events(select.POLLIN) & (select.POLLHUP | select.POLLERR)
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send, as a socket does."""
