@@ -38,7 +38,6 @@ from aiogaio.operation import (
     octets_of,
     start,
 )
-from aiogaio.pollers.base import READABLE
 from aiogaio.proactor import Proactor
 
 if TYPE_CHECKING:
@@ -270,8 +269,8 @@ class Checks(Proactor):
         except BaseException:
             give_back(sock, record)
             raise
-        if record.read_watched and record.is_tcp and not is_so and record.events(READABLE):
-            attempts.expect_marks(record)  # no event tells of one whose byte was taken before
+        if record.read_watched and not is_so:  # edge-triggered, and what was there is told no more
+            attempts.look_for_marks(record)
         spend(sock)
         self._spent[sock] = connection = self._opened(record)
         return connection
@@ -282,10 +281,12 @@ class Checks(Proactor):
         found = duplicate(source, self._check_descriptor)
         if isinstance(found, socket.socket):
             try:
-                return self._connection_of(found)
+                connection = self._connection_of(found)
             except BaseException:
                 found.close()
                 raise
+            connection._record.shared = True
+            return connection
         try:
             self._register(found)
         except BaseException:

@@ -39,9 +39,15 @@ _STREAM_ERRORS = frozenset(
         errno.ETIMEDOUT,
     }
 )
-#: Those of them that a connection may survive.
+#: Those of them that a connection may survive, as poll(2) tells.
 _PASSING_ERRORS = frozenset(
-    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
 )
 
 
@@ -72,6 +78,7 @@ class Record(_socket.socket):
         "reads_tail",
         "refusal",
         "rest",
+        "shared",
         "short_is_empty",
         "torn",
         "writable",
@@ -92,6 +99,8 @@ class Record(_socket.socket):
         self.listening: bool = listening
         self.reads = self.reads_tail = None
         self.writes = self.writes_tail = None
+        # Somebody else has the socket, too: its options are not ours alone.
+        self.shared: bool = False
         # What stands in the queues behind their first: for the limits, and whoever asks.
         self.behind: int = 0
         # Bytes of writes that were not sent at the call, and still are not.
@@ -150,13 +159,14 @@ class Record(_socket.socket):
         ready = poll.poll(0)
         return ready[0][1] if ready else 0
 
-    def latch(self, error: OSError) -> None:
+    def latch(self, error: OSError, *, final: bool = False) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.
 
-        Without it a receive after a send that failed would see a clean end.
+        Without it a receive after a send that failed would see a clean end. Unless it is known to
+        be ``final``, an error of the network may pass, and the stream go on (IP_RECVERR, ip(7)).
         """
-        if error.errno in _PASSING_ERRORS and not self.events(0) & select.POLLHUP:
-            return  # IP_RECVERR, ip(7): the stream goes on
+        if error.errno in _PASSING_ERRORS and not (final or self.events(0) & select.POLLHUP):
+            return
         if self.latched is None and error.errno in _STREAM_ERRORS:
             self.latched = OSError(*error.args)  # not the one delivered: a program may raise that
 

@@ -70,12 +70,14 @@ class FileRecord(Record):
         noncanonical mode with a MIN and a TIME of zero (termios(3)); in canonical mode it is a ^D.
         """
         number = self.fileno()
-        if os.isatty(number):
-            if termios.tcgetattr(number)[3] & termios.ICANON:
-                return False
-        elif not stat.S_ISFIFO(os.fstat(number).st_mode):
+        events = self.events(select.POLLIN)
+        over = bool(events & (select.POLLHUP | select.POLLERR))
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            return not over or bool(events & select.POLLIN)  # by a writer who has come since
+        try:
+            return not over and not termios.tcgetattr(number)[3] & termios.ICANON
+        except termios.error:  # no terminal
             return False
-        return not self.events(select.POLLIN) & (select.POLLHUP | select.POLLERR)
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send, as a socket does."""

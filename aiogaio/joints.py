@@ -158,7 +158,7 @@ class Joints(Writes):
             record.write_paused = True
             self._loop.call_later(SEND_REST, self._retry_writes, record)
         except OSError as error:
-            record.latch(error)
+            record.latch(error, final=True)
             raise
 
     def _connected(self, record: Record) -> None:

@@ -149,11 +149,11 @@ class Proactor(Joints):
                         pass
                     elif type(operation) is Operation and operation._next is None and record.plain:
                         if receive(record, operation, room):
+                            if operation._timer is not None:
+                                self._deadlines.discard(operation)
                             record.reads = None
                             operation.completed = True
                             bytes_read += operation.size
-                            if operation._timer is not None:
-                                self._deadlines.discard(operation)
                             deliver(operation)
                     elif type(operation) is not Armed:
                         if self._tired():
@@ -442,11 +442,13 @@ class Proactor(Joints):
         if fd < len(self._records) and self._records[fd] is record:
             self._records[fd] = None
             if self._poller.unregister(record):
-                attempts.close(record)
+                if not (record.listening or record.shared):
+                    attempts.forgo_linger(record)
+                record.close()
             else:  # the number is somebody else's by now, and not ours to close
                 record.detach()
         else:
-            attempts.close(record)
+            record.close()
         if self._ready:
             self._signal.wake()
         _raise_first(raised)

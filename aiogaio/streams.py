@@ -306,8 +306,8 @@ class StreamRequests(Checks):
 
         Completes as ``HANGUP``, with no read pending, and takes nothing (EPOLLRDHUP, EPOLLHUP,
         epoll_ctl(2)): a read still gets what has come before, and then the end or the error. With
-        the loop poller it is seen once earlier data has been read. Parameters and errors raised are
-        those of :meth:`Watcher.read`.
+        the loop poller it is seen once earlier data has been read, and not behind a queue of errors
+        (MSG_ERRQUEUE, recv(2)). Parameters and errors raised are those of :meth:`Watcher.read`.
 
         >>> op = watcher.notify_hangup(conn)
         >>> peer.close()

@@ -427,6 +427,7 @@ class Watcher(MessageRequests):
             return False
         sock = check_supported(conn)
         self._check_no_transport(sock.fileno())
+        attempts.forgo_linger(sock)
         sock.close()
         return True
 

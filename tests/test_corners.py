@@ -556,6 +556,20 @@ async def test_D1_a_result_that_was_on_its_way_is_not_lost(
 
 
 @INTERRUPTED
+async def test_D1_a_result_whose_deadline_was_being_removed_is_not_lost(
+    watcher: Watcher, done: bool
+) -> None:
+    server, client = tcp_pair()
+    with client:
+        op = watcher.read(server, timeout=60)
+        await settle()
+        client.sendall(b"x")
+        with interrupting(Deadlines, "discard", done=done):
+            assert await in_spite_of_it(watcher, 1) == [op]
+        watcher.free(server)
+
+
+@INTERRUPTED
 async def test_D2_a_consumer_whose_waking_was_interrupted_is_woken_by_the_next_result(
     watcher: Watcher, done: bool
 ) -> None:

@@ -481,6 +481,36 @@ async def test_fifo_without_a_writer_yet_has_not_ended(
     assert type((await one(watcher)).error) is EndOfStreamError
 
 
+@pytest.mark.parametrize("brief", [False, True], ids=["stays", "goes"])
+async def test_fifo_gets_its_writer_in_the_moment_of_a_read_of_nothing(
+    watcher: Watcher, tmp_path: Path, brief: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    number = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    conn = watcher.delegate(number)
+    os.close(number)
+    read, writers = os.read, []
+
+    def read_and_open(number: int, room: int) -> bytes:
+        data = read(number, room)
+        if not writers:
+            writers.append(os.open(tmp_path / "fifo", os.O_WRONLY))
+            os.write(writers[0], b"data")
+            if brief:
+                os.close(writers[0])
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", read_and_open)
+        watcher.read(conn, multishot=True)
+    if not brief:
+        await settle()
+        os.close(writers[0])
+    data, end = await collect(watcher, 2)
+    assert (data.error, data.data) == (None, b"data")
+    assert type(end.error) is EndOfStreamError
+
+
 @by_each_read
 async def test_terminal_that_reads_nothing_at_once_has_not_ended(
     watcher: Watcher, read: str

@@ -1097,13 +1097,8 @@ def at_mark(sock: socket.socket) -> bool:
     return answer != b"\0\0\0\0"
 
 
-@across_marks_by_each
-@inline_or_not
-async def test_P1_EAGAIN_at_the_mark_does_not_stop_a_stream(
-    watcher: Watcher, how: str, inline: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There a receive says EAGAIN if a signal is pending, whatever has come (tcp_recvmsg)."""
-    refusals = [0, 0]  # in all, and in a row
+def refuse_at_marks(monkeypatch: pytest.MonkeyPatch, refusals: list[int]) -> None:
+    """Fail twice with EAGAIN at each mark with more behind it; count, in all and in a row."""
 
     def signalled(name: str) -> None:
         receive = getattr(socket.socket, name)
@@ -1119,6 +1114,15 @@ async def test_P1_EAGAIN_at_the_mark_does_not_stop_a_stream(
 
     for name in ("recv", "recv_into", "recvmsg"):
         signalled(name)
+
+
+@across_marks_by_each
+@inline_or_not
+async def test_P1_EAGAIN_at_the_mark_does_not_stop_a_stream(
+    watcher: Watcher, how: str, inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a receive says EAGAIN if a signal is pending, whatever has come (tcp_recvmsg)."""
+    refuse_at_marks(monkeypatch, refusals := [0, 0])
     ours, peer = tcp_pair()
     with peer:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
@@ -1170,6 +1174,26 @@ async def test_P1_a_mark_whose_byte_was_taken_before_does_not_stop_a_stream(
             received += (await one(watcher)).data
         assert received == b"abcd"
         await echo(watcher, conn, peer)
+
+
+async def test_P1_EAGAIN_at_a_mark_whose_byte_was_taken_before_does_not_stop_a_stream(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands behind it yet when the socket is delegated."""
+    ours, peer = tcp_pair()
+    with peer:
+        peer.send(b"!", socket.MSG_OOB)
+        await until(lambda: bool(select.select([], [], [ours], 0)[2]))
+        assert ours.recv(1, socket.MSG_OOB) == b"!"
+        conn = watcher.delegate(ours)
+        refuse_at_marks(monkeypatch, refusals := [0, 0])
+        for _ in range(2):
+            peer.sendall(b"data")
+            await settle()  # the edge has been told before anybody reads
+            op = watcher.read(conn)
+            assert await one(watcher) is op
+            assert op.data == b"data"
+        assert refusals[0], "the mark was not met"
 
 
 async def test_P1_behind_the_mark_a_short_receive_proves_again_that_nothing_is_left(

@@ -34,6 +34,7 @@ from tests.probes import (
     bounded,
     collecting_by_hand,
     drained,
+    fill,
     is_epoll,
     is_open,
     no_loop_errors,
@@ -333,6 +334,31 @@ async def test_O2_free_does_not_wait_for_what_is_unsent(watcher: Watcher, whole:
         (watcher if whole else conn).close()
         assert time.monotonic() - begin < 10
         assert len(await drained(peer)) == sent, "what the system had taken did not arrive"
+
+
+async def test_O2_free_of_what_was_never_delegated_does_not_wait_either(watcher: Watcher) -> None:
+    ours, peer = tcp_pair()
+    with peer:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        ours.setblocking(False)
+        sent = fill(ours)
+        begin = time.monotonic()
+        watcher.free(ours)
+        assert time.monotonic() - begin < 10
+        assert len(await drained(peer)) == sent
+
+
+@pytest.mark.parametrize("listening", [False, True], ids=["duplicate", "listener"])
+async def test_O1_free_leaves_alone_what_others_share(watcher: Watcher, listening: bool) -> None:
+    """SO_LINGER is the socket's, whoever has a descriptor of it, and accepted ones inherit it."""
+    linger = struct.pack("ii", 1, 60)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = listener.dup() if listening else socket.create_connection(listener.getsockname())
+        with ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            watcher.free(watcher.delegate(ours.dup() if listening else ours.fileno()))
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == linger
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
 
 
 async def test_O2_freeing_again_returns_false_and_closes_nothing(watcher: Watcher) -> None:

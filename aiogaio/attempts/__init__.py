@@ -9,7 +9,7 @@ Errors are delivered without their traceback: its frames would keep alive all th
 watcher's own calls, for as long as the program keeps the result.
 """
 
-from aiogaio.attempts.connecting import close, connect, hung_up, is_uncertain, shut_down
+from aiogaio.attempts.connecting import connect, forgo_linger, hung_up, is_uncertain, shut_down
 from aiogaio.attempts.files import send_file
 from aiogaio.attempts.frames import receive_rest, receive_until, rest_shot
 from aiogaio.attempts.messages import message_shot, receive_message, send_message
@@ -24,7 +24,7 @@ from aiogaio.attempts.streams import (
     receive_shot,
     send,
 )
-from aiogaio.attempts.urgent import expect_marks
+from aiogaio.attempts.urgent import expect_marks, look_for_marks
 from aiogaio.attempts.vectors import keep_rest, send_parts, send_queued, send_whole
 
 __all__ = [
@@ -32,12 +32,13 @@ __all__ = [
     "CHUNK",
     "SHORTAGE",
     "accept",
-    "close",
     "connect",
     "expect_marks",
+    "forgo_linger",
     "hung_up",
     "is_uncertain",
     "keep_rest",
+    "look_for_marks",
     "message_shot",
     "receive",
     "receive_full",

@@ -10,6 +10,8 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import _socket
+
     from aiogaio.connection import Record
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
@@ -55,23 +57,20 @@ def is_uncertain(record: Record) -> bool:
     return bool(record.events(_HUNG_UP | select.POLLPRI))
 
 
-def close(record: Record) -> None:
-    """Close the descriptor, without waiting.
+def forgo_linger(sock: _socket.socket) -> None:
+    """Have close(2) not wait, as it does with a time in SO_LINGER, of a non-blocking socket too.
 
-    Of a TCP socket with a time in SO_LINGER close(2) waits for the peer to acknowledge, though the
-    socket is non-blocking (socket(7)). Without it the system sends what is left just the same, and
-    nobody waits. A time of zero, a reset, stays.
+    The system sends what is left all the same (Linux, inet_release). A time of zero, which makes a
+    reset of the end, stays.
     """
-    if record.is_tcp:
-        try:
-            lingers, seconds = _LINGER.unpack(
-                record.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
-            )
-            if lingers and seconds:
-                record.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(0, 0))
-        except OSError:
-            pass
-    record.close()
+    try:
+        lingers, seconds = _LINGER.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+        )
+        if lingers and seconds:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(0, 0))
+    except OSError:  # no socket
+        pass
 
 
 def shut_down(record: Record) -> OSError | None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import select
+import struct
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.attempts.connecting import is_uncertain
 from aiogaio.connection import Record
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from _typeshed import WriteableBuffer
 
+_SIOCATMARK: Final = 0x8905  # asm-generic/sockios.h; in no module of Python
+_INT: Final = struct.Struct("i")
 #: Signals that come one upon another: more of them than this are no coincidence.
 _TRIES: Final = 100
 
@@ -22,7 +29,7 @@ class MarkedRecord(Record):
 
     When the mark comes next, recv(2) fails with EAGAIN while a signal is pending in the thread,
     even if more has arrived behind it (Linux, tcp_recvmsg). No edge tells of that again, so it is
-    poll(2) that says whether the socket is empty. If it is, there is no mark any more.
+    poll(2) that says whether the socket is empty. If it is, and not at a mark, none is left.
     """
 
     __slots__ = ()
@@ -45,7 +52,7 @@ class MarkedRecord(Record):
                 return receive(*args)
             except BlockingIOError:
                 if not self.events(select.POLLIN):
-                    if not is_uncertain(self):
+                    if not (is_uncertain(self) or _is_at_mark(self)):
                         self.short_is_empty = True
                         self.__class__ = Record  # type: ignore[assignment]
                     raise
@@ -57,3 +64,16 @@ def expect_marks(record: Record) -> None:
     if type(record) is Record and record.is_tcp:
         record.short_is_empty = False
         record.__class__ = MarkedRecord
+
+
+def look_for_marks(record: Record) -> None:
+    """The same if there may be a mark of which no event tells: its byte was received already."""
+    if type(record) is not Record or not record.is_tcp:
+        return
+    if record.events(select.POLLIN) & select.POLLIN or _is_at_mark(record):
+        expect_marks(record)
+
+
+def _is_at_mark(record: Record) -> bool:
+    answer = fcntl.ioctl(record.fileno(), _SIOCATMARK, _INT.pack(0))
+    return bool(_INT.unpack(answer)[0])
