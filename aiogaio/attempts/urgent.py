@@ -7,7 +7,6 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from aiogaio.attempts.connecting import is_uncertain
 from aiogaio.connection import Record
 
 if sys.platform != "win32":
@@ -52,7 +51,7 @@ class MarkedRecord(Record):
                 return receive(*args)
             except BlockingIOError:
                 if not self.events(select.POLLIN):
-                    if not (is_uncertain(self) or _is_at_mark(self)):
+                    if not _is_at_mark(self):
                         self.short_is_empty = True
                         self.__class__ = Record  # type: ignore[assignment]
                     raise
