@@ -13,9 +13,13 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, overload
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from aiogaio.operation import Operation
     from aiogaio.watcher import Watcher
 
+_INT = struct.Struct("i")
 #: What ends a stream for good without an end in order. Not EPIPE: a send gets it after a FIN too.
 _STREAM_ERRORS = frozenset(
     {
@@ -158,6 +163,11 @@ class Record(_socket.socket):
         poll.register(self.fileno(), asked)
         ready = poll.poll(0)
         return ready[0][1] if ready else 0
+
+    def ask(self, request: int) -> int:
+        """The number that an ioctl(2) answers with."""
+        answer = fcntl.ioctl(self.fileno(), request, _INT.pack(0))
+        return int(_INT.unpack(answer)[0])
 
     def latch(self, error: OSError, *, final: bool = False) -> None:
         """Keep the error that ended the stream: the system tells it once, to any call that asks.

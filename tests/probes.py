@@ -13,6 +13,7 @@ import socket
 import struct
 import termios
 import threading
+import time
 import traceback
 import tracemalloc
 import warnings
@@ -87,6 +88,23 @@ def unread(sock: socket.socket | Connection) -> int:
     """Bytes that have arrived and that nobody has received (FIONREAD)."""
     answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
+
+
+def ready(sock: socket.socket | Connection, event: int = select.POLLIN) -> None:
+    """Return when poll(2) says so of the socket; the loop does not run meanwhile.
+
+    Loopback takes its time: what one end has sent need not be at the other end at once.
+    """
+    poll = select.poll()
+    poll.register(sock.fileno(), event)
+    assert poll.poll(10_000), "no event"
+
+
+def arrived(sock: socket.socket | Connection, count: int = 1) -> None:
+    """The same, for so many bytes that wait in the socket (FIONREAD)."""
+    give_up = time.monotonic() + 10
+    while unread(sock) < count:
+        assert time.monotonic() < give_up, f"{unread(sock)} of {count} bytes arrived"
 
 
 def has_urgent_data(pair: Callable[[], Any]) -> bool:

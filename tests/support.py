@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import select
 import socket
 import struct
-import termios
-import time
 
-from aiogaio import Connection, Operation, Watcher
+from aiogaio import Operation, Watcher
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -32,23 +28,6 @@ def reset(sock: socket.socket) -> None:
     """Close a TCP socket so that its peer receives a RST (SO_LINGER of zero, tcp(7))."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-def ready(sock: socket.socket | Connection, event: int = select.POLLIN) -> None:
-    """Return when poll(2) says so of the socket; the loop does not run meanwhile.
-
-    Loopback takes its time: what one end has sent need not be at the other end at once.
-    """
-    poll = select.poll()
-    poll.register(sock.fileno(), event)
-    assert poll.poll(10_000), "no event"
-
-
-def arrived(sock: socket.socket | Connection, count: int) -> None:
-    """The same, for so many bytes that wait in the socket (FIONREAD)."""
-    give_up = time.monotonic() + 10
-    while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0] < count:
-        assert time.monotonic() < give_up, f"{count} bytes have not arrived"
 
 
 async def collect(watcher: Watcher, count: int, *, within: float = 10.0) -> list[Operation]:

@@ -23,15 +23,17 @@ from aiogaio import (
 )
 from tests.probes import (
     LONG,
+    arrived,
     drained,
     half_closed,
     identity,
     open_descriptors,
+    ready,
     receive,
     unread,
     until,
 )
-from tests.support import arrived, collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [

@@ -26,8 +26,8 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.probes import LONG, half_closed, receive, small_pair, unread, until
-from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.probes import LONG, half_closed, ready, receive, small_pair, unread, until
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")

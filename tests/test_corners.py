@@ -460,6 +460,25 @@ def broken_off(results: Sequence[Operation]) -> list[Operation]:
     return ended
 
 
+async def four_reads(watcher: Watcher) -> list[tuple[socket.socket, socket.socket]]:
+    """Of which each waits for its peer; the pairs."""
+    pairs = [tcp_pair() for _ in range(4)]
+    for server, _ in pairs:
+        watcher.read(server)
+    await settle()
+    return pairs
+
+
+async def assert_ended(watcher: Watcher, connections: Sequence[Connection]) -> None:
+    """The next read of each finds its end."""
+    for conn in connections:
+        watcher.read(conn)
+    results = await collect(watcher, len(connections))
+    assert {type(op.error) for op in results} == {EndOfStreamError}
+    for conn in connections:
+        watcher.free(conn)
+
+
 INTERRUPTED = pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 
 
@@ -468,10 +487,7 @@ async def test_D1_what_an_interrupted_turn_could_not_do_is_left_to_the_next(
     watcher: Watcher, done: bool
 ) -> None:
     """Its events are told once only."""
-    pairs = [tcp_pair() for _ in range(4)]
-    for server, _ in pairs:
-        watcher.read(server)
-    await settle()
+    pairs = await four_reads(watcher)
     for _, client in pairs:
         client.sendall(b"x")
     with interrupting(Record, "recv", done=done):
@@ -491,32 +507,21 @@ async def test_D1_events_that_were_lost_on_their_way_are_told_again(
     """All of what they told: behind an end a short receive proves nothing."""
     if poller != "epoll":
         pytest.skip("the loop tells until nothing is left")
-    pairs = [tcp_pair() for _ in range(4)]
-    for server, _ in pairs:
-        watcher.read(server)
-    await settle()
+    pairs = await four_reads(watcher)
     for _, client in pairs:
         client.sendall(b"x")
         client.close()
     with interrupting(EpollPoller if step == "poll" else Watcher, step, done=done):
         results = await in_spite_of_it(watcher, 4)
     assert [op.data for op in results] == [b"x"] * 4
-    for op in results:
-        watcher.read(op.conn)
-    results = await collect(watcher, 4)
-    assert {type(op.error) for op in results} == {EndOfStreamError}
-    for op in results:
-        watcher.free(op.conn)
+    await assert_ended(watcher, [op.conn for op in results])
 
 
 @INTERRUPTED
 async def test_D1_the_end_behind_an_interrupted_attempt_is_found(
     watcher: Watcher, done: bool
 ) -> None:
-    pairs = [tcp_pair() for _ in range(4)]
-    for server, _ in pairs:
-        watcher.read(server)
-    await settle()
+    pairs = await four_reads(watcher)
     for server, client in pairs:
         client.sendall(b"x")
         client.close()
@@ -526,12 +531,7 @@ async def test_D1_the_end_behind_an_interrupted_attempt_is_found(
     assert len(broken_off(results)) == 1
     whole = [op.conn for op in results if op.error is None]
     assert len(whole) == 3
-    for conn in whole:
-        watcher.read(conn)
-    results = await collect(watcher, 3)
-    assert {type(op.error) for op in results} == {EndOfStreamError}
-    for op in results:
-        watcher.free(op.conn)
+    await assert_ended(watcher, whole)
 
 
 @INTERRUPTED

@@ -34,13 +34,14 @@ from tests.probes import (
     drained,
     fill,
     no_loop_errors,
+    ready,
     receive,
     small_pair,
     traced,
     unread,
     until,
 )
-from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import select
 import socket
 import threading
 import time
@@ -25,6 +24,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
+from tests.probes import ready
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
@@ -32,13 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning"),
     pytest.mark.usefixtures("no_errors_in_callbacks"),
 ]
-
-
-def ready(conn: Connection) -> None:
-    """Return when the descriptor is readable; the loop does not run meanwhile."""
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    assert poll.poll(10_000), "no event"
 
 
 async def until(condition: Callable[[], bool], within: float = 10.0) -> None:

@@ -34,7 +34,8 @@ import pytest
 import aiogaio
 from aiogaio import Watcher, completions, core, instruments
 from aiogaio.attempts import streams
-from tests.support import arrived, reset, settle, tcp_pair
+from tests.probes import arrived
+from tests.support import reset, settle, tcp_pair
 
 ROOT = Path(__file__).parent.parent
 MODULES = (asyncio, logging, os, prometheus_client, socket, sys)

@@ -23,8 +23,8 @@ from tests.fuzz.reach import all_lines
 from tests.fuzz.steps import MOST, NAMES, decode, encode
 from tests.fuzz.target import Crash, one_input
 from tests.model.machine import _STEPS
-from tests.probes import until
-from tests.support import arrived, collect, one, settle, tcp_pair
+from tests.probes import arrived, until
+from tests.support import collect, one, settle, tcp_pair
 
 SEED = 7
 INPUTS = 200

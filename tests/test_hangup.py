@@ -28,17 +28,19 @@ from aiogaio import (
 from tests.probes import (
     LONG,
     LoopCalls,
+    arrived,
     drained,
     events,
     fill,
     half_closed,
     hung_up,
+    ready,
     receive,
     small_pair,
     unread,
     until,
 )
-from tests.support import arrived, collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 from tests.test_connect import (
     BAD_TIMES,
     Ending,

@@ -41,6 +41,7 @@ from tests.probes import (
     is_epoll,
     no_loop_errors,
     open_descriptors,
+    ready,
     receive,
     recorded_warnings,
     resource_warnings,
@@ -48,7 +49,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")

@@ -34,8 +34,8 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.probes import LONG, bounded, events, sealed, small_pair, until
-from tests.support import arrived, collect, one, reset, settle, tcp_pair, unix_pair
+from tests.probes import LONG, arrived, bounded, events, sealed, small_pair, until
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <Connection:ResourceWarning")

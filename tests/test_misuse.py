@@ -37,7 +37,8 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.support import collect, one, ready, reset, tcp_pair, unix_pair
+from tests.probes import ready
+from tests.support import collect, one, reset, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [

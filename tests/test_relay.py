@@ -48,6 +48,7 @@ from tests.probes import (
     hung_up,
     in_a_child,
     open_descriptors,
+    ready,
     receive,
     recorded_warnings,
     resource_warnings,
@@ -56,7 +57,7 @@ from tests.probes import (
     unread,
     until,
 )
-from tests.support import collect, one, ready, reset, settle, tcp_pair, unix_pair
+from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [

@@ -9,7 +9,6 @@ import array
 import asyncio
 import contextlib
 import errno
-import fcntl
 import importlib.util
 import os
 import random
@@ -19,8 +18,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +35,7 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
+from tests.probes import arrived, ready, unread
 from tests.support import collect, one, reset, settle, tcp_pair, unix_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
@@ -47,30 +45,9 @@ pytestmark = [
 ]
 
 
-def waiting(conn: Connection) -> int:
-    """How many bytes the kernel has for ``conn``."""
-    count = array.array("i", [0])
-    fcntl.ioctl(conn.fileno(), termios.FIONREAD, count)
-    return count[0]
-
-
-def arrived(conn: Connection, count: int = 1) -> None:
-    """Return when ``count`` bytes wait in the socket; the loop does not run meanwhile."""
-    give_up = time.monotonic() + 10
-    while waiting(conn) < count:
-        assert time.monotonic() < give_up, f"{waiting(conn)} of {count} bytes arrived"
-
-
 async def taken(conn: Connection) -> None:
     """Return when the watcher has taken all that waited in the socket."""
-    await until(lambda: waiting(conn) == 0)
-
-
-def ready(conn: Connection, event: int = select.POLLIN) -> None:
-    """Return when the descriptor shows ``event``; the loop does not run meanwhile."""
-    poll = select.poll()
-    poll.register(conn.fileno(), event)
-    assert poll.poll(10_000), "no event"
+    await until(lambda: unread(conn) == 0)
 
 
 async def until(condition: Callable[[], bool], within: float = 10.0) -> None:

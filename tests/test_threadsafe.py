@@ -32,7 +32,8 @@ from aiogaio import (
     Watcher,
     WatcherClosedError,
 )
-from tests.support import arrived, collect, one, settle, tcp_pair
+from tests.probes import arrived
+from tests.support import collect, one, settle, tcp_pair
 
 # A test's connections go with its frame, before the fixture closes the watcher they belong to.
 pytestmark = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +12,6 @@ from aiogaio.errors import EndOfStreamError
 from aiogaio.operation import Operation, OpType, octets_of
 
 if sys.platform != "win32":
-    import fcntl
     import termios
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 #: that a connection with 100 MiB to send leaves the others their turn.
 CHUNK: Final = 256 * 1024
 
-_INT: Final = struct.Struct("i")
 _READ: Final = OpType.READ  # a look-up of one step
 
 #: accept(2): errors of the connection that was to be accepted, to be treated like EAGAIN.
@@ -234,12 +231,7 @@ def _nothing_follows(record: Record) -> bool:
     except OSError:
         return True
     # Another empty message, or the end. It is not, if bytes are waiting (unix(7), SIOCINQ).
-    return record.family != socket.AF_UNIX or not _unread(record)
-
-
-def _unread(record: Record) -> int:
-    answer = fcntl.ioctl(record.fileno(), termios.FIONREAD, _INT.pack(0))
-    return int(_INT.unpack(answer)[0])
+    return record.family != socket.AF_UNIX or not record.ask(termios.FIONREAD)
 
 
 def end_of_stream(record: Record) -> Exception:

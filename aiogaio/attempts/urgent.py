@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import select
-import struct
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from aiogaio.connection import Record
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +13,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _SIOCATMARK: Final = 0x8905  # asm-generic/sockios.h; in no module of Python
-_INT: Final = struct.Struct("i")
 #: Signals that come one upon another: more of them than this are no coincidence.
 _TRIES: Final = 100
 
@@ -51,7 +45,7 @@ class MarkedRecord(Record):
                 return receive(*args)
             except BlockingIOError:
                 if not self.events(select.POLLIN):
-                    if not _is_at_mark(self):
+                    if not self.ask(_SIOCATMARK):
                         self.short_is_empty = True
                         self.__class__ = Record  # type: ignore[assignment]
                     raise
@@ -69,10 +63,5 @@ def look_for_marks(record: Record) -> None:
     """The same if there may be a mark of which no event tells: its byte was received already."""
     if type(record) is not Record or not record.is_tcp:
         return
-    if record.events(select.POLLIN) & select.POLLIN or _is_at_mark(record):
+    if record.events(select.POLLIN) & select.POLLIN or record.ask(_SIOCATMARK):
         expect_marks(record)
-
-
-def _is_at_mark(record: Record) -> bool:
-    answer = fcntl.ioctl(record.fileno(), _SIOCATMARK, _INT.pack(0))
-    return bool(_INT.unpack(answer)[0])

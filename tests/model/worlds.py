@@ -7,10 +7,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.probes import events
+from tests.probes import events, ready
 from tests.simulation import Network
 from tests.simulation.network import FIRST_DESCRIPTOR
-from tests.support import ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable
